@@ -1,0 +1,211 @@
+"""The command ``edge_runtime``: parse, call the client, print."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from qtl_core import __version__
+from qtl_core.errors import PictureError, QtlError, RequestRefused, ServerBusy
+from qtl_core.exits import run, say
+from qtl_core.shipped import BUNDLE, SERVER
+
+if TYPE_CHECKING:
+    from .client import EdgeClient
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STDIN = "-"
+
+_EXAMPLE = """
+\b
+Examples:
+  edge_runtime ask --image scene.png "how many red digits are there?"
+  edge_runtime ask --server tcp://10.0.0.2:5555 --key me.key_secret --server-key server.key \\
+      --image a.jpg --image b.jpg --json "which digit is top left?"
+  camera | edge_runtime ask --image - "is there a 7?"
+  edge_runtime                      a prompt: one picture, many questions
+
+\b
+Exit codes: 2 wrong command line, 3 picture or question, 4 bundle, 5 server not there or lost,
+6 refused by the server, 7 broken protocol, 8 missing extra, 9 this machine.
+"""
+
+_OPTIONS = (
+    click.option("--bundle", metavar="DIR", help=f"The bundle, or its client half.  [default: {BUNDLE}]"),
+    click.option("--server", metavar="ADDRESS", help=f"Where qtl-server listens.  [default: {SERVER}]"),
+    click.option("--key", metavar="FILE", help="This client's .key_secret file: encrypt everything (CURVE)."),
+    click.option("--server-key", metavar="FILE", help="The server's .key file; goes with --key."),
+    click.option("--insecure", is_flag=True, default=None, help="Speak plaintext to another machine."),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="How long to wait for the server: to connect, between signs of life, while busy.  [default: 10]",
+    ),
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Longest answer in tokens.  [default: the server's]",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Threads of the graph.  [default: all cores]",
+    ),
+    click.option(
+        "--provider",
+        multiple=True,
+        metavar="NAME",
+        help="onnxruntime execution provider, best first; may be repeated.  [default: CPUExecutionProvider]",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The options that were given before the command; those after it win."""
+
+    options: dict[str, Any]
+    images: tuple[str, ...]
+
+
+def _with_options(command: F) -> F:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog=_EXAMPLE,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="edge_runtime")
+@_with_options
+@click.option("--image", multiple=True, metavar="FILE", help="The picture to ask about.")
+@click.pass_context
+def cli(ctx: click.Context, /, image: tuple[str, ...], **options: Any) -> int | None:
+    """Ask a vision-language model about a picture that stays on this device.
+
+    Without a command, opens a prompt: a picture once, then many questions.
+    """
+    ctx.obj = Given(options, image)
+    if ctx.invoked_subcommand is not None:
+        return None
+    if len(image) > 1 or STDIN in image:
+        raise click.UsageError("the prompt takes one --image FILE; use the command ask for more")
+    return _prompt(ctx.obj, image[0] if image else None)
+
+
+@cli.command(epilog=_EXAMPLE)
+@_with_options
+@click.option(
+    "--image",
+    multiple=True,
+    metavar="FILE",
+    help="A PNG, JPEG or WebP picture, - for standard input; may be repeated.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per picture, on one line.")
+@click.argument("question")
+@click.pass_obj
+def ask(given: Given, /, image: tuple[str, ...], as_json: bool, question: str, **options: Any) -> int:
+    """Ask one QUESTION about one or several pictures.
+
+    Answers go to standard output as they come, the cost of each to standard error.
+    """
+    images = image or given.images
+    if not images:
+        raise click.UsageError("no picture was given; name one with --image FILE")
+    if images.count(STDIN) > 1:
+        raise click.UsageError("standard input can be only one of the pictures")
+    if STDIN in images and sys.stdin.isatty():
+        raise click.UsageError("--image - reads a picture from standard input, which is a terminal here")
+    after = {name: value for name, value in options.items() if value not in (None, ())}
+    return _ask(Given({**given.options, **after}, images), question, as_json)
+
+
+def main() -> int:
+    """Entry point of ``edge_runtime`` and ``python -m edge_runtime``; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # An answer in a script that the locale cannot write is better shown escaped than lost.
+            stream.reconfigure(errors="backslashreplace")
+    return run(lambda: cli.main(prog_name="edge_runtime", standalone_mode=False))
+
+
+def _client(options: dict[str, Any]) -> EdgeClient:
+    # Imported here: --help should not wait for onnxruntime.
+    from .client import EdgeClient
+
+    bundle, server = options["bundle"], options["server"]
+    taken = [
+        text for value, text in ((bundle, f"bundle {BUNDLE}"), (server, f"server {SERVER}")) if value is None
+    ]
+    if taken:
+        click.echo(f"using {' and '.join(taken)} (default)", err=True)
+    return EdgeClient(
+        BUNDLE if bundle is None else bundle,
+        SERVER if server is None else server,
+        key=options["key"],
+        server_key=options["server_key"],
+        insecure=bool(options["insecure"]),
+        timeout=10.0 if options["timeout"] is None else options["timeout"],
+        threads=options["threads"] or 0,
+        providers=options["provider"],
+    )
+
+
+def _prompt(given: Given, image: str | None) -> int:
+    from .prompt import Prompt, read_line
+
+    with _client(given.options) as client:
+        client.connect()
+        return Prompt(client, read_line, max_tokens=given.options["max_tokens"] or 0).run(image)
+
+
+def _ask(given: Given, question: str, as_json: bool) -> int:
+    """Asks about each picture over one connection; returns the exit code of the first error."""
+    from .client import check_question
+
+    check_question(question)
+    code = 0
+    with _client(given.options) as client:
+        for name in given.images:
+            try:
+                _ask_one(client, given, name, question, as_json)
+            except (PictureError, RequestRefused, ServerBusy) as error:
+                # About this picture only: the others still get their answer. Anything else ends the command.
+                if len(given.images) == 1:
+                    raise
+                mine = say(error)
+                code = code or mine
+    return code
+
+
+def _ask_one(client: EdgeClient, given: Given, name: str, question: str, as_json: bool) -> None:
+    from . import report
+    from .picture import read_stream
+
+    several = len(given.images) > 1
+    source = read_stream(sys.stdin.buffer, "standard input") if name == STDIN else name
+    max_tokens = given.options["max_tokens"] or 0
+    if as_json:
+        answer = client.ask(source, question, max_tokens=max_tokens)
+        click.echo(report.as_json(answer, name if several else None))
+        return
+    stream = report.Stream(name if several else "")
+    try:
+        answer = client.ask(source, question, max_tokens=max_tokens, on_token=stream.piece)
+    except QtlError:
+        stream.abandon()
+        raise
+    stream.finish(answer)
+    click.echo(report.summary(answer), err=True)

@@ -1,0 +1,96 @@
+"""``README.md`` of each half: what it is, how it is run, and its numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qtl_core.bundle import HalfName
+from qtl_export.halves import Agreement
+from qtl_export.report import rows
+
+README = "README.md"
+
+_WHAT = {
+    "client": (
+        "The device's half: vision tower, connector and quantizer as one ONNX graph. It takes a picture "
+        "and returns the bytes that cross the cut; there is no PyTorch on the device.",
+        'edge_runtime ask --bundle PATH --server tcp://HOST:5555 --image FILE "question"',
+    ),
+    "server": (
+        "The server's half: the quantizer's decoder and the language model. It takes the bytes that cross "
+        "the cut and a question, and returns the answer.",
+        "qtl-server PATH --bind tcp://127.0.0.1:5555",
+    ),
+}
+
+
+def write_card(
+    work: Path, half: HalfName, agreement: Agreement, fingerprint: str, validation: dict[str, Any]
+) -> None:
+    """Writes the README of one half."""
+    what, command = _WHAT[half]
+    cut, picture, text = agreement.cut, agreement.picture, agreement.text
+    shape = f"{cut.tokens} tokens x {cut.code_dim}"
+    crosses = (
+        f"{shape} codes of {cut.levels} levels ({cut.bits} bits), scaling `{cut.scaling}`"
+        if cut.quantized
+        else f"{shape} unquantized half-precision features"
+    )
+    fit = "stretched" if picture.fit == "square" else "padded to a square"
+    facts = [
+        ("model", f"`{agreement.model}`"),
+        ("fingerprint of the pair", f"`{fingerprint}`"),
+        ("picture", f"{picture.width} x {picture.height}, {picture.resample}, {fit}"),
+        ("what crosses for a picture", crosses),
+        ("payload", f"{cut.payload_bytes:,} bytes"),
+        ("the same features at 16 bit", f"{cut.feature_bytes_16bit:,} bytes"),
+        ("questions", _questions(agreement)),
+        ("longest question", f"{text.max_tokens} tokens"),
+    ]
+    lines = [
+        f"# {agreement.model}: {half} half",
+        "",
+        what,
+        "",
+        f"    {command}",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts),
+        "",
+        "## Validation",
+        "",
+        *_validation(validation),
+        "",
+        "## What it does not do",
+        "",
+        "Quantizing is not encryption: whoever holds both halves can reconstruct a good deal of the picture",
+        "from its codes, and the server knows its own half.",
+    ]
+    if text.mode == "codes":
+        lines.append(
+            "Questions as codes hide nothing from the server: it can find each token's nearest embedding."
+        )
+    (work / half / README).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _questions(agreement: Agreement) -> str:
+    text = agreement.text
+    if text.mode == "plain":
+        return "as UTF-8 text"
+    return f"as codes, {text.code_dim} of {text.levels} levels for every token"
+
+
+def _validation(validation: dict[str, Any]) -> list[str]:
+    if not validation.get("pictures"):
+        return ["This bundle was not validated."]
+    found = "within its bounds" if validation["passed"] else "**over its bounds**, put in place by force"
+    return [
+        f"`{validation['device']}` beside `{validation['against']}`, on {validation['pictures']} pictures:",
+        f"{validation['source']}. The bundle is {found}.",
+        "",
+        "| | measured | bound |",
+        "|---|---:|---:|",
+        *(f"| {name} | {measured} | {bound} |" for name, measured, bound in rows(validation)),
+    ]

@@ -1,0 +1,162 @@
+"""The command ``qtl-export``: parse, export, print."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final, NoReturn
+
+import click
+
+from qtl_core import __version__, exits, shipped
+from qtl_core.codes import MAX_LEVELS, MIN_LEVELS
+from qtl_core.errors import MissingExtra
+from qtl_export.config import BITS, ExportConfig, levels_of_bits
+
+# What the extra [export] brings. Another module that is missing is a mistake of ours, not a missing extra.
+_EXTRA: Final = frozenset(
+    {"torch", "transformers", "safetensors", "tokenizers", "onnx", "onnxscript", "onnx_ir", "tqdm"}
+)
+
+_EXAMPLE = """
+\b
+Examples:
+  qtl-export --bits 2                      the shipped checkpoint to ./bundle
+  qtl-export --levels 5 CHECKPOINT -o small
+  qtl-export --bits 16 -o baseline         unquantized features, the yardstick
+  qtl-export --bits 2 --validate 3500      compare a million codes of the shipped model
+
+\b
+Exit codes: 2 wrong command line, 3 pictures, 4 checkpoint, bundle or failed validation, 8 missing extra,
+9 this machine (disk).
+"""
+
+
+@click.command(epilog=_EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="qtl-export")
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--bits",
+    type=click.Choice([str(bits) for bits in BITS]),
+    metavar="B",
+    help="Bits per code, 1 to 8; 16 for unquantized half-precision features.",
+)
+@click.option(
+    "--levels",
+    type=click.IntRange(MIN_LEVELS, MAX_LEVELS),
+    metavar="L",
+    help="Levels per code, 2 to 256, instead of --bits.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help=f"Where to; a bundle that is there is replaced.  [default: {shipped.BUNDLE}]",
+)
+@click.option(
+    "--text",
+    type=click.Choice(["plain", "codes"]),
+    default="plain",
+    show_default=True,
+    help="How questions cross: as text, or as quantized embeddings (the paper's mode; hides nothing).",
+)
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Validate on these pictures.  [default: the checkpoint's held-out ones]",
+)
+@click.option(
+    "--validate",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Validate on N pictures; 0 does not.  [default: enough for a million codes, at most 256]",
+)
+@click.option("--force", is_flag=True, help="Put the bundle in place although validation failed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def cli(
+    checkpoint: Path | None,
+    bits: str | None,
+    levels: int | None,
+    output: Path | None,
+    text: str,
+    pictures: Path | None,
+    validate: int | None,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Export CHECKPOINT to a bundle: a client half for the device and a server half.
+
+    CHECKPOINT is a folder in Hugging Face's LLaVA layout with quantizers beside it; by default the one that
+    comes with this package. The bundle is validated with the device's own code before it is put in place.
+    """
+    if (bits is None) == (levels is None):
+        raise click.UsageError("give either --bits (1 to 8, or 16) or --levels (2 to 256)")
+    defaults = []
+    if checkpoint is None:
+        checkpoint = shipped.digits()
+        defaults.append(f"the shipped checkpoint {checkpoint}")
+    if output is None:
+        output = Path(shipped.BUNDLE)
+        defaults.append(f"the output {shipped.BUNDLE}")
+    if defaults:
+        click.echo(f"using {' and '.join(defaults)} (default)", err=True)
+    config = ExportConfig(
+        checkpoint=checkpoint,
+        levels=levels_of_bits(int(bits)) if bits is not None else levels or 0,
+        output=output,
+        text="codes" if text == "codes" else "plain",
+        pictures=pictures,
+        validate=validate,
+        force=force,
+    )
+    return _export(config, as_json)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Entry point of ``qtl-export``; returns the exit code."""
+    with _stoppable():
+        return exits.run(lambda: cli.main(args=args, prog_name="qtl-export", standalone_mode=False))
+
+
+def _export(config: ExportConfig, as_json: bool) -> int:
+    from qtl_export.progress import Progress
+
+    progress = Progress()
+    # Imported here: --help should not wait for PyTorch.
+    with progress.stage("starting PyTorch"):
+        try:
+            from qtl_export.exporter import export
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing not in _EXTRA:
+                raise
+            raise MissingExtra.of("export", missing) from error
+    exported = export(config, progress)
+    if not exported.validation["passed"] and exported.validation["pictures"]:
+        click.echo("warning: validation failed, and the bundle was put in place by --force", err=True)
+    click.echo(exported.as_json() if as_json else exported.as_text())
+    return 0
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Lets a polite kill clean up, as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""What one export is told: one frozen value, checked when it is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from qtl_core.bundle import UNQUANTIZED_BITS
+from qtl_core.codes import bits_of
+from qtl_core.errors import InputError
+from qtl_core.shipped import BUNDLE
+
+QUANTIZED_BITS: Final = tuple(range(1, 9))
+BITS: Final = (*QUANTIZED_BITS, UNQUANTIZED_BITS)
+"""Bit widths there are; 16 is the unquantized baseline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Settings of one export.
+
+    Attributes:
+        checkpoint: the checkpoint's folder.
+        levels: L of the quantizer, 2 to 256; 0 exports unquantized half-precision features.
+        output: the bundle's folder; a bundle that is there is replaced, nothing else is.
+        text: "plain" sends questions as text, "codes" as quantized embeddings.
+        pictures: a folder of pictures to validate on; None takes the checkpoint's held-out ones.
+        validate: how many pictures to validate on; None chooses, 0 does not validate.
+        force: put the bundle in place although validation found it over the bounds.
+
+    Raises:
+        InputError: a number out of range.
+        CodeError: ``levels`` is neither 0 nor from 2 to 256.
+    """
+
+    checkpoint: Path
+    levels: int
+    output: Path = Path(BUNDLE)
+    text: Literal["plain", "codes"] = "plain"
+    pictures: Path | None = None
+    validate: int | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.levels != 0:
+            bits_of(self.levels)
+        if self.validate is not None and self.validate < 0:
+            raise InputError(f"cannot validate on {self.validate} pictures; give 0 (do not) or more")
+
+
+def levels_of_bits(bits: int) -> int:
+    """L = 2^bits; 0 for 16, which means no quantizer.
+
+    Raises:
+        InputError: another number of bits.
+    """
+    if bits not in BITS:
+        raise InputError(f"there is no export at {bits} bits; choose 1 to 8, or 16 for unquantized features")
+    return 0 if bits == UNQUANTIZED_BITS else 1 << bits

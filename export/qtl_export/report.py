@@ -1,0 +1,120 @@
+"""What validation found as a table, and what an export made as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qtl_core.bundle import Cut
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle that was put in place.
+
+    Attributes:
+        bundle: its folder.
+        fingerprint: of the pair.
+        model: name of the model.
+        cut: what crosses for a picture.
+        text: how questions cross.
+        sizes: bytes of each half and of the graph.
+        validation: what both manifests say.
+    """
+
+    bundle: Path
+    fingerprint: str
+    model: str
+    cut: Cut
+    text: str
+    sizes: dict[str, int]
+    validation: dict[str, Any]
+
+    def as_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(
+            {
+                "bundle": str(self.bundle),
+                "model": self.model,
+                "bits": self.cut.bits,
+                "levels": self.cut.levels,
+                "tokens": self.cut.tokens,
+                "code_dim": self.cut.code_dim,
+                "payload_bytes": self.cut.payload_bytes,
+                "feature_bytes_16bit": self.cut.feature_bytes_16bit,
+                "text": self.text,
+                "fingerprint": self.fingerprint,
+                "sizes": self.sizes,
+                "validation": self.validation,
+            }
+        )
+
+    def as_text(self) -> str:
+        """A few lines for a terminal."""
+        cut = self.cut
+        coded = f"{cut.levels} levels" if cut.quantized else "unquantized"
+        lines = [
+            f"{self.bundle}: {self.model}, {cut.bits} bits ({coded}), {cut.payload_bytes:,} bytes a picture "
+            f"({cut.tokens} tokens x {cut.code_dim}); 16-bit features take {cut.feature_bytes_16bit:,}",
+            f"  client {self.sizes['client']:,} bytes, server {self.sizes['server']:,} bytes, "
+            f"fingerprint {self.fingerprint}",
+        ]
+        if not self.validation["pictures"]:
+            return "\n".join([*lines, "  not validated"])
+        lines += [
+            f"  validated on {self.validation['pictures']} pictures: {self.validation['source']}",
+            f"  {self.validation['device']} beside {self.validation['against']}",
+        ]
+        table = [("", "measured", "bound"), *rows(self.validation)]
+        widths = [max(len(row[column]) for row in table) for column in range(3)]
+        lines += [
+            f"    {name:<{widths[0]}}  {measured:>{widths[1]}}  {bound:>{widths[2]}}".rstrip()
+            for name, measured, bound in table
+        ]
+        return "\n".join(lines)
+
+
+def rows(validation: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The table of a validation: what, measured, bound."""
+    table = _codes(validation["codes"]) if "codes" in validation else _features(validation["features"])
+    answers = validation["answers"]
+    table.append(("answers compared", f"{answers['asked']:,}", ""))
+    table.append(("answers that differ", f"{answers['differ']:,}", ""))
+    if answers["text_codes"]:
+        table.append(("question codes compared", f"{answers['text_codes']:,}", ""))
+        table.append(("question codes that differ", f"{answers['text_codes_differ']:,}", ""))
+    if answers["known"]:
+        share = answers["right"] / answers["known"]
+        table.append(("right answers", f"{answers['right']:,} of {answers['known']:,} ({share:.1%})", ""))
+    return table
+
+
+def _codes(codes: dict[str, Any]) -> list[tuple[str, str, str]]:
+    any_differ = bool(codes["differ"])
+    return [
+        ("codes compared", f"{codes['compared']:,}", ""),
+        ("codes that differ", f"{codes['differ']:,}", f"{codes['allowed']:,} ({codes['share_bound']:g})"),
+        ("largest difference, levels", f"{codes['largest_difference']}", "1"),
+        (
+            "farthest from a boundary, levels",
+            f"{codes['farthest_from_boundary']:.1e}" if any_differ else "-",
+            f"{codes['boundary_bound']:g}",
+        ),
+        ("payloads that differ", f"{codes['payloads_differ']:,} of {codes['payloads']:,}", ""),
+        ("same codes, other bytes", f"{codes['mispacked']:,}", "0"),
+        ("numpy and PyTorch, same scaled features", f"{codes['reference_differ']:,} differ", "0"),
+    ]
+
+
+def _features(features: dict[str, Any]) -> list[tuple[str, str, str]]:
+    allowed = features["bound"] * features["largest_feature"]
+    return [
+        ("features compared", f"{features['compared']:,}", ""),
+        ("features that differ", f"{features['differ']:,}", ""),
+        ("largest difference", f"{features['largest_difference']:.1e}", f"{allowed:.1e}"),
+        ("largest feature", f"{features['largest_feature']:.3g}", ""),
+        ("too large for half precision", f"{features['infinite']:,}", "0"),
+        ("payloads that differ", f"{features['payloads_differ']:,} of {features['payloads']:,}", ""),
+    ]

@@ -1,0 +1,269 @@
+"""The device's own code against PyTorch, picture by picture: what DESIGN.md bounds, measured.
+
+Two runtimes sum in different orders, so a few features land on the other side of a rounding boundary. How
+many, how far, and how near to the boundary they were is what is counted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from edge_runtime.encoder import Encoder
+from edge_runtime.picture import Pixels
+from qtl_core import codes as packing
+from qtl_core import quantizer as reference
+from qtl_core.bundle import Cut
+from qtl_core.nn.client_partition import ClientPartition
+from qtl_export.progress import Progress
+
+NEAR: Final = 1e-3
+"""How far from a rounding boundary, in levels, a feature may be whose code differs."""
+FEATURE_BOUND: Final = 1e-3
+"""16 bit: largest difference over the largest feature; one unit in the last place of a half is under it."""
+_FEW_LEVELS: Final = 16
+_SHARE_FEW: Final = 1e-4
+_SHARE_MANY: Final = 1e-3
+_BATCH: Final = 16
+
+
+class Codes(msgspec.Struct, frozen=True, kw_only=True):
+    """Codes of the graph in onnxruntime beside those of PyTorch, from the same pictures.
+
+    Attributes:
+        compared: how many codes.
+        differ: how many are not the same.
+        allowed: how many may differ: ``share_bound`` of all, at least one.
+        share_bound: of DESIGN.md, for this number of levels.
+        largest_difference: in levels; one is allowed.
+        farthest_from_boundary: in levels, among the codes that differ; ``boundary_bound`` is allowed.
+        boundary_bound: of DESIGN.md.
+        payloads: how many payloads were compared, one a picture.
+        payloads_differ: how many are not the same bytes.
+        mispacked: payloads whose codes are the same and whose bytes are not; none is allowed.
+        reference_differ: codes that the numpy reference makes otherwise from PyTorch's own scaled features;
+            none is allowed.
+    """
+
+    compared: int
+    differ: int
+    allowed: int
+    share_bound: float
+    largest_difference: int
+    farthest_from_boundary: float
+    boundary_bound: float
+    payloads: int
+    payloads_differ: int
+    mispacked: int
+    reference_differ: int
+
+    def faults(self) -> list[str]:
+        """What is over its bound, each in a few words; empty if nothing is."""
+        faults = []
+        if self.differ > self.allowed:
+            faults.append(f"{self.differ} of {self.compared} codes differ, {self.allowed} may")
+        if self.largest_difference > 1:
+            faults.append(f"a code differs by {self.largest_difference} levels, 1 is allowed")
+        if self.farthest_from_boundary > self.boundary_bound:
+            faults.append(
+                f"a code differs {self.farthest_from_boundary:.2g} levels from a rounding boundary, "
+                f"{self.boundary_bound:g} is allowed"
+            )
+        if self.mispacked:
+            faults.append(f"{self.mispacked} payloads hold the right codes in the wrong bytes")
+        if self.reference_differ:
+            faults.append(
+                f"PyTorch and numpy differ in {self.reference_differ} codes of the same scaled features"
+            )
+        return faults
+
+
+class Features(msgspec.Struct, frozen=True, kw_only=True):
+    """Unquantized features of the graph in onnxruntime beside PyTorch's, both in half precision.
+
+    Attributes:
+        compared: how many numbers.
+        differ: how many are not the same.
+        largest_difference: of two that differ.
+        largest_feature: the largest magnitude; differences are measured by it.
+        bound: allowed ``largest_difference / largest_feature``.
+        infinite: numbers too large for half precision; none is allowed.
+        payloads: how many payloads were compared, one a picture.
+        payloads_differ: how many are not the same bytes.
+    """
+
+    compared: int
+    differ: int
+    largest_difference: float
+    largest_feature: float
+    bound: float
+    infinite: int
+    payloads: int
+    payloads_differ: int
+
+    def faults(self) -> list[str]:
+        """What is over its bound, each in a few words; empty if nothing is."""
+        faults = []
+        if self.infinite:
+            faults.append(f"{self.infinite} of {self.compared} features are too large for half precision")
+        if self.largest_difference > self.bound * self.largest_feature:
+            faults.append(
+                f"a feature differs by {self.largest_difference:.2g}, "
+                f"{self.bound * self.largest_feature:.2g} is allowed"
+            )
+        return faults
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What both sides made of the pictures.
+
+    Attributes:
+        report: the numbers.
+        device: payloads of the device's code.
+        pytorch: payloads of PyTorch.
+    """
+
+    report: Codes | Features
+    device: list[bytes]
+    pytorch: list[bytes]
+
+
+def compare(
+    part: ClientPartition, encoder: Encoder, pictures: Pixels, cut: Cut, progress: Progress
+) -> Compared:
+    """Runs every picture through the device's code and through PyTorch.
+
+    Args:
+        part: the client partition in PyTorch.
+        encoder: the device's, over the exported graph.
+        pictures: uint8 [n, height, width, 3], n at least 1.
+        cut: what crosses.
+        progress: where to show how far it is.
+    """
+    counts = _Codes(part, cut) if cut.quantized else _Features(part, cut)
+    for batch in progress.bar(
+        _batches(pictures), "validating on the device's code", len(pictures), "pictures", _BATCH
+    ):
+        with torch.inference_mode():
+            counts.add(encoder.run(batch), torch.from_numpy(batch))
+    return Compared(counts.report(), counts.device, counts.pytorch)
+
+
+def _batches(pictures: Pixels) -> Iterator[Pixels]:
+    for start in range(0, len(pictures), _BATCH):
+        yield np.ascontiguousarray(pictures[start : start + _BATCH])
+
+
+@dataclass
+class _Codes:
+    part: ClientPartition
+    cut: Cut
+    device: list[bytes] = field(default_factory=list)
+    pytorch: list[bytes] = field(default_factory=list)
+    compared: int = 0
+    differ: int = 0
+    largest: int = 0
+    farthest: float = 0.0
+    mispacked: int = 0
+    reference_differ: int = 0
+
+    def add(self, payloads: list[bytes], pictures: Tensor) -> None:
+        levels = self.cut.levels
+        shape = (self.cut.tokens, self.cut.code_dim)
+        scaled = self.part.scaled(pictures)
+        quantizer = self.part.quantizer
+        if quantizer is None:
+            raise ValueError("codes can only be compared of a quantized client partition")
+        ours = quantizer.to_codes(scaled, levels).to(torch.uint8).numpy()
+        array = scaled.numpy()
+        theirs = np.stack([packing.unpack(payload, levels, shape) for payload in payloads])
+        packed = [packing.pack(one, levels) for one in ours]
+        unlike = ours != theirs
+        self.compared += ours.size
+        self.differ += int(unlike.sum())
+        self.reference_differ += int((reference.levels_of(array, levels) != ours).sum())
+        same = ~unlike.reshape(len(ours), -1).any(1)
+        self.mispacked += sum(
+            bool(alike) and a != b for alike, a, b in zip(same.tolist(), payloads, packed, strict=True)
+        )
+        if unlike.any():
+            gap = np.abs(ours[unlike].astype(np.int16) - theirs[unlike].astype(np.int16))
+            self.largest = max(self.largest, int(gap.max()))
+            self.farthest = max(self.farthest, float(to_boundary(array[unlike], levels).max()))
+        self.device += payloads
+        self.pytorch += packed
+
+    def report(self) -> Codes:
+        share = _SHARE_FEW if self.cut.levels <= _FEW_LEVELS else _SHARE_MANY
+        return Codes(
+            compared=self.compared,
+            differ=self.differ,
+            # One in a small sample says nothing about the share; the other bounds still hold for it.
+            allowed=max(1, int(share * self.compared)),
+            share_bound=share,
+            largest_difference=self.largest,
+            farthest_from_boundary=self.farthest,
+            boundary_bound=NEAR,
+            payloads=len(self.device),
+            payloads_differ=_unequal(self.device, self.pytorch),
+            mispacked=self.mispacked,
+            reference_differ=self.reference_differ,
+        )
+
+
+@dataclass
+class _Features:
+    part: ClientPartition
+    cut: Cut
+    device: list[bytes] = field(default_factory=list)
+    pytorch: list[bytes] = field(default_factory=list)
+    compared: int = 0
+    differ: int = 0
+    infinite: int = 0
+    largest: float = 0.0
+    magnitude: float = 0.0
+
+    def add(self, payloads: list[bytes], pictures: Tensor) -> None:
+        ours = self.part(pictures).numpy().astype("<f2", copy=False)
+        theirs = np.stack([np.frombuffer(payload, dtype="<f2") for payload in payloads])
+        finite = np.isfinite(ours) & np.isfinite(theirs)
+        a, b = ours[finite].astype(np.float32), theirs[finite].astype(np.float32)
+        self.compared += ours.size
+        self.differ += int((a != b).sum())
+        self.infinite += int((~finite).sum())
+        if a.size:
+            self.largest = max(self.largest, float(np.abs(a - b).max()))
+            self.magnitude = max(self.magnitude, float(np.abs(a).max()))
+        self.device += payloads
+        self.pytorch += [row.tobytes() for row in ours]
+
+    def report(self) -> Features:
+        return Features(
+            compared=self.compared,
+            differ=self.differ,
+            largest_difference=self.largest,
+            largest_feature=self.magnitude,
+            bound=FEATURE_BOUND,
+            infinite=self.infinite,
+            payloads=len(self.device),
+            payloads_differ=_unequal(self.device, self.pytorch),
+        )
+
+
+def to_boundary(scaled: npt.NDArray[np.float32], levels: int) -> npt.NDArray[np.float64]:
+    """Distance of scaled features to the nearest rounding boundary, in levels (0 to 0.5)."""
+    offset = 0.5 if levels % 2 == 0 else 0.0
+    position: npt.NDArray[Any] = scaled.astype(np.float64) * ((levels - 1) / 2) - offset
+    return np.abs(position - np.floor(position) - 0.5)
+
+
+def _unequal(a: list[bytes], b: list[bytes]) -> int:
+    return sum(x != y for x, y in zip(a, b, strict=True))

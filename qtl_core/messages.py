@@ -1,0 +1,314 @@
+"""The typed messages of the wire: frame 0 of every message, as one union of frozen structs.
+
+A header is a msgpack array ``[tag, field, field, ...]``. The tag says which message it is; fields come in
+the order written here. New fields come last and have defaults, so that old and new ends understand each
+other: a shorter array takes the defaults, a longer one is read as far as known. ``docs/protocol.md`` is this
+file for people who write a client in another language; a test keeps the two together.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from .errors import MalformedMessage
+
+PROTOCOL: Final = 1
+"""Version of the wire. It changes only when old clients could misread new bytes."""
+
+CODEC_PACKED: Final = 0
+"""Codes, fixed-length packing (``qtl_core.codes``)."""
+CODEC_FLOAT16: Final = 1
+"""IEEE half-precision features, little-endian, C order: the unquantized baseline."""
+CODECS: Final = {"packed": CODEC_PACKED, "float16": CODEC_FLOAT16}
+"""Codec numbers by the name that a manifest uses."""
+
+REJECT_REASONS: Final = ("protocol", "fingerprint", "codec", "text", "auth", "full")
+ERROR_CODES: Final = (
+    "no_session",
+    "malformed",
+    "checksum",
+    "codes",
+    "question",
+    "too_large",
+    "internal",
+    "closing",
+    "cancelled",
+    "duplicate",
+)
+
+MAX_FRAMES: Final = 8
+"""Payload frames one message may announce."""
+
+MAX_LINE: Final = 1000
+"""Characters of an ``agent`` or ``message`` field."""
+
+# Bounds that a decoder enforces before anybody looks at a value. Ids stay below 2**53 so that languages whose
+# only number is a double hold them exactly.
+Id: TypeAlias = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+RequestId: TypeAlias = Annotated[int, Meta(ge=1, le=2**53 - 1)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+U32: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Small: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=32)]
+Line: TypeAlias = Annotated[str, Meta(max_length=MAX_LINE)]
+Fingerprint: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Session: TypeAlias = Annotated[bytes, Meta(min_length=8, max_length=16)]
+Resume: TypeAlias = Annotated[bytes, Meta(max_length=16)]
+Names: TypeAlias = Annotated[tuple[Name, ...], Meta(max_length=64)]
+
+
+class Limits(msgspec.Struct, frozen=True, array_like=True):
+    """What one session may send, told in WELCOME; clients check before they send.
+
+    Attributes:
+        max_payload: bytes of one payload frame.
+        max_question: UTF-8 bytes of a question in ASK.
+        max_tokens: tokens of one answer.
+        idle_ms: a session that says nothing for this many milliseconds is forgotten.
+    """
+
+    max_payload: Count
+    max_question: Count
+    max_tokens: Count
+    idle_ms: Count
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True):
+    """One payload frame that follows the header, in the same order.
+
+    Attributes:
+        name: "v" vision codes, "q" question codes.
+        size: bytes of the frame.
+        crc: CRC-32 of the frame (the one of zlib, gzip and PNG).
+        count: tokens in it; 0 means as many as the manifest says.
+        codec: 0 packed codes, 1 float16 features.
+    """
+
+    name: Name
+    size: Count
+    crc: U32
+    count: Count = 0
+    codec: Small = CODEC_PACKED
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Client to server: who I am and which bundle half I hold; the first message on a connection.
+
+    Attributes:
+        protocol: version of the wire the client speaks.
+        fingerprint: the pair's fingerprint from the manifest, 16 bytes.
+        codecs: codec numbers the client may send.
+        text: "plain" (questions travel as text) or "codes" (quantized on the device).
+        agent: program and version, for the server's log.
+        resume: the session to take up again after a reconnect; empty for a new one.
+        capabilities: names of optional features; unknown ones are ignored.
+    """
+
+    protocol: Small
+    fingerprint: Fingerprint
+    codecs: Annotated[tuple[Small, ...], Meta(max_length=64)]
+    text: Name
+    agent: Line
+    resume: Resume = b""
+    capabilities: Names = ()
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Server to client: the session is open.
+
+    Attributes:
+        protocol: version of the wire the server will speak, at most the client's.
+        session: name of the session, 8 to 16 random bytes.
+        limits: what this session may send.
+        credits: requests the client may have in flight.
+        agent: program and version of the server.
+        resumed: the session named in ``resume`` was found; answers computed before are still there.
+        capabilities: optional features both ends have.
+    """
+
+    protocol: Small
+    session: Session
+    limits: Limits
+    credits: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    agent: Line
+    resumed: bool = False
+    capabilities: Names = ()
+
+
+class Reject(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Server to client: no session. ``reason`` is one of REJECT_REASONS, ``message`` says what to do."""
+
+    reason: Name
+    message: Line
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Client to server: a question about a picture. The payload frames follow.
+
+    Attributes:
+        id: chosen by the client, 1 or more, unique in the session; a retry uses the same one.
+        frames: the payload frames, in order.
+        question: the text, unless a "q" frame carries it.
+        max_tokens: at most so many tokens in the answer; 0 leaves it to the server.
+        stream: send each piece of text as TOKEN before the ANSWER.
+    """
+
+    id: RequestId
+    frames: Annotated[tuple[Frame, ...], Meta(max_length=MAX_FRAMES)]
+    question: str = ""
+    max_tokens: Count = 0
+    stream: bool = True
+
+
+class Token(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Server to client: piece ``index`` (from 0) of the answer to ``id``; all pieces joined are its text."""
+
+    id: RequestId
+    index: Count
+    text: str
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Server to client: the whole answer, and the end of the request.
+
+    Attributes:
+        id: the request.
+        text: the whole text, also when it was streamed.
+        tokens: tokens the model produced.
+        server_us: microseconds from the request's arrival to this message.
+        finish: "stop" (the model ended) or "length" (``max_tokens`` were reached).
+    """
+
+    id: RequestId
+    text: str
+    tokens: Count
+    server_us: Count
+    finish: Name = "stop"
+
+
+class Error(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Server to client: the request failed. ``id`` 0 is about no request; ``code`` is one of ERROR_CODES."""
+
+    id: Id
+    code: Name
+    message: Line
+
+
+class Busy(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Server to client: not now; send the same request again after ``retry_ms`` milliseconds."""
+
+    id: Id
+    retry_ms: Count
+
+
+class Ping(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """Client to server: are you there? Answered at once, also while the model computes."""
+
+    id: Id
+
+
+class Pong(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """Server to client: yes; the id of the PING comes back."""
+
+    id: Id
+
+
+class Bye(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """Either side: the session ends; nothing is answered after it."""
+
+
+Message: TypeAlias = (
+    Hello | Welcome | Reject | Ask | Token | Answer | Error | Busy | Ping | Pong | Bye
+)  # the one union a header is decoded into
+
+KINDS: Final[tuple[type[msgspec.Struct], ...]] = (
+    Hello,
+    Welcome,
+    Reject,
+    Ask,
+    Token,
+    Answer,
+    Error,
+    Busy,
+    Ping,
+    Pong,
+    Bye,
+)
+"""Every message type, by tag: ``KINDS[tag - 1]``."""
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Message)
+
+
+def encode_header(message: Message) -> bytes:
+    """Frame 0 of a message.
+
+    Raises:
+        MalformedMessage: a field is outside its bounds, so that no reader would accept it; the bug is ours.
+    """
+    try:
+        data = _ENCODER.encode(message)
+    except (msgspec.MsgspecError, UnicodeError, OverflowError, TypeError) as error:
+        raise MalformedMessage(f"a {kind(message)} message cannot be encoded: {error}") from error
+    # Structs check nothing when built. Reading back what was written costs a microsecond, and keeps
+    # mistakes on the side that made them.
+    decode_header(data)
+    return data
+
+
+def decode_header(data: bytes) -> Message:
+    """Reads frame 0 of a message. The caller has checked its size.
+
+    Raises:
+        MalformedMessage: not msgpack, an unknown tag, a field that is missing, of the wrong type or
+            outside its bounds. ``about`` holds the request's id where it can be read.
+    """
+    try:
+        message: Message = _DECODER.decode(data)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise _explained(data, error) from error
+    return message
+
+
+def line(text: str) -> str:
+    """Text as a REJECT or ERROR message may carry it: one line, cut to what its field holds."""
+    flat = " ".join(text.encode("utf-8", "replace").decode().split())
+    return flat if len(flat) <= MAX_LINE else flat[: MAX_LINE - 3] + "..."
+
+
+def kind(message: Message) -> str:
+    """The name of a message's type as docs/protocol.md writes it: ``HELLO``, ``ASK``, ..."""
+    return type(message).__name__.upper()
+
+
+class _Opening(msgspec.Struct, array_like=True):
+    """The first two items of any header, read when the whole cannot be."""
+
+    tag: int
+    first: msgspec.Raw = msgspec.Raw(b"\xc0")
+
+
+def _explained(data: bytes, error: Exception) -> MalformedMessage:
+    try:
+        opening = msgspec.msgpack.decode(data, type=_Opening)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return MalformedMessage(f"frame 0 is no message header ({error}); see docs/protocol.md")
+    if not 1 <= opening.tag <= len(KINDS):
+        return MalformedMessage(
+            f"unknown message tag {opening.tag}; this end knows 1 to {len(KINDS)} (protocol {PROTOCOL})"
+        )
+    name = KINDS[opening.tag - 1].__name__.upper()
+    return MalformedMessage(f"the {name} header is malformed: {error}", about=_id(opening))
+
+
+def _id(opening: _Opening) -> int:
+    """The request a broken header is about: field 0 of every message that has an id."""
+    if "id" not in KINDS[opening.tag - 1].__struct_fields__:
+        return 0
+    try:
+        return msgspec.msgpack.decode(opening.first, type=Id)
+    except msgspec.MsgspecError:
+        return 0

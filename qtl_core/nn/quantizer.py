@@ -1,0 +1,282 @@
+"""The learnt, FSQ-like quantizer of Quantized-TinyLLaVA (arXiv 2511.23402, Fig. 2) in PyTorch.
+
+``qtl_core.quantizer`` is the same arithmetic in numpy; both give identical codes from the same
+scaled array, for every number of levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from qtl_core import quantizer as reference
+
+Scaling = Literal["image", "frozen"]
+SCALINGS: tuple[str, ...] = get_args(Scaling)
+COMMITMENT_WEIGHT = 0.25
+_COSINE_FLOOR = 1e-3  # the authors' guard on the product of norms
+_RANGE_FLOOR = 1e-4  # the authors' guard on the range of the min-max
+_SIGMA_FLOOR = 1e-3  # under the running sigma of scaling = "frozen"
+_MOMENTUM = 0.02
+
+
+class Quantizer(nn.Module):
+    """Maps features to codes of ``levels`` levels and back, straight-through in training.
+
+    Args:
+        width: width of the features.
+        code_dim: width of the codes; at most ``width * merge**2`` makes sense.
+        levels: default number of levels L, from 2 to 256; every call may name another.
+        scaling: "image" scales by mean and deviation of one picture's whole [tokens, code_dim]
+            array, as the authors do; "frozen" by running statistics of each channel.
+        k: half the range in standard deviations: one number, one for each channel, or a mapping
+            from level counts to numbers, between which it is interpolated over log2 L.
+        merge: side of the square of neighbouring tokens that share one code vector.
+        learn_k: whether ``k`` is trained.
+
+    Raises:
+        ValueError: for a setting out of range.
+    """
+
+    k: Tensor
+    k_levels: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        code_dim: int,
+        levels: int,
+        scaling: Scaling = "image",
+        k: float | Sequence[float] | Mapping[int, float] = 3.0,
+        *,
+        merge: int = 1,
+        learn_k: bool = False,
+    ) -> None:
+        super().__init__()
+        if scaling not in SCALINGS:
+            raise ValueError(f"scaling {scaling!r} is not one of {', '.join(SCALINGS)}")
+        if merge < 1:
+            raise ValueError(f"merge {merge} must be at least 1")
+        self.width, self.code_dim, self.merge = width, code_dim, merge
+        self.scaling: Scaling = scaling
+        self.levels = _checked(levels)
+        self.in_proj = nn.Linear(width * merge**2, code_dim)
+        self.out_proj = nn.Linear(code_dim, width * merge**2)
+        by_levels: list[int] = []
+        if isinstance(k, Mapping):
+            by_levels = sorted(_checked(int(count)) for count in k)
+            values = [float(k[count]) for count in by_levels]
+        else:
+            values = [float(k)] if isinstance(k, int | float) else [float(value) for value in k]
+            if len(values) not in (1, code_dim):
+                raise ValueError(
+                    f"k has {len(values)} values; it takes one, or one for each of {code_dim} channels"
+                )
+        if min(values) <= 0:
+            raise ValueError(f"k must be positive, not {min(values)}")
+        self.k = nn.Parameter(torch.tensor(values), requires_grad=learn_k)
+        self.register_buffer("k_levels", torch.tensor(by_levels, dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(code_dim))
+        self.register_buffer("std", torch.ones(code_dim))
+
+    def forward(self, x: Tensor, levels: int | None = None) -> tuple[Tensor, Tensor]:
+        """Quantizes and restores ``x``.
+
+        Args:
+            x: float [..., tokens, width].
+            levels: L for this call; the module's own by default.
+
+        Returns:
+            The restored features, shaped like ``x``, and the distortion (commitment) loss,
+            ``0.25 * mean(1 - cos(s, sg(v)))`` over tokens.
+        """
+        s = self.scale(self.project(x), levels)
+        v = self.values(self.to_codes(s, levels), levels).to(s.dtype)
+        straight_through = s + (v - s).detach()
+        return self.restore(straight_through), COMMITMENT_WEIGHT * distortion(s, v.detach())
+
+    def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
+        """Returns the codes of ``x`` [..., tokens, width]: uint8 [..., tokens / merge**2, code_dim]."""
+        return self.to_codes(self.scale(self.project(x), levels), levels).to(torch.uint8)
+
+    def decode(self, codes: Tensor, levels: int | None = None) -> Tensor:
+        """Returns the features of codes [..., tokens / merge**2, code_dim]: [..., tokens, width]."""
+        return self.restore(self.values(codes, levels).to(self.out_proj.weight.dtype))
+
+    def project(self, x: Tensor) -> Tensor:
+        """``z = W_in x + b_in`` on merged tokens; in training, running statistics follow z."""
+        z: Tensor = self.in_proj(merge_tokens(x, self.merge))
+        if self.training and self.scaling == "frozen":
+            self._track(z.detach())
+        return z
+
+    def scale(self, z: Tensor, levels: int | None = None) -> Tensor:
+        """Linear scaling of ``z`` [..., tokens, code_dim] to [-1, 1]."""
+        k = self.k_for(self.levels if levels is None else levels)
+        if self.scaling == "frozen":
+            return torch.clamp((z - self.mean) / (k * self.std.clamp_min(_SIGMA_FLOOR)), -1, 1)
+        mean = z.mean((-2, -1), keepdim=True)
+        sigma = z.std((-2, -1), keepdim=True)
+        low, high = mean - k * sigma, mean + k * sigma
+        scaled = 2 * ((z - low + _RANGE_FLOOR) / (high - low + _RANGE_FLOOR)) - 1
+        return torch.clamp(scaled, -1, 1)
+
+    def to_codes(self, s: Tensor, levels: int | None = None) -> Tensor:
+        """Codes 0..L-1 of scaled features, as float: ``round(s * half - o) + o + half``."""
+        half, offset = _half_and_offset(self.levels if levels is None else levels)
+        return torch.round(s.detach() * half - offset) + (offset + half)
+
+    def values(self, codes: Tensor, levels: int | None = None) -> Tensor:
+        """Values in [-1, 1] of codes: ``(q - half) / half``, float32."""
+        return values_of(codes, self.levels if levels is None else levels)
+
+    def restore(self, values: Tensor) -> Tensor:
+        """``W_out v + b_out``, merged tokens split again."""
+        return split_tokens(self.out_proj(values), self.merge)
+
+    def k_for(self, levels: int) -> Tensor:
+        """k at ``levels``: the number itself, one for each channel, or interpolated over log2 L."""
+        if self.k_levels.numel() == 0:
+            return self.k
+        anchors = [math.log2(count) for count in self.k_levels.tolist()]
+        at = min(max(math.log2(_checked(levels)), anchors[0]), anchors[-1])
+        upper = next(index for index, anchor in enumerate(anchors) if anchor >= at)
+        if upper == 0:
+            return self.k[0]
+        share = (at - anchors[upper - 1]) / (anchors[upper] - anchors[upper - 1])
+        return self.k[upper - 1] * (1 - share) + self.k[upper] * share
+
+    def params(self, levels: int | None = None) -> reference.Params:
+        """The numpy reference's parameters at ``levels``."""
+        count = self.levels if levels is None else _checked(levels)
+        k = self.k_for(count).detach().cpu().numpy()
+        return reference.Params(
+            in_proj_weight=self.in_proj.weight.detach().cpu().numpy(),
+            in_proj_bias=self.in_proj.bias.detach().cpu().numpy(),
+            out_proj_weight=self.out_proj.weight.detach().cpu().numpy(),
+            out_proj_bias=self.out_proj.bias.detach().cpu().numpy(),
+            levels=count,
+            scaling=self.scaling,
+            k=k.item() if k.size == 1 else k,
+            mean=self.mean.cpu().numpy() if self.scaling == "frozen" else None,
+            std=self.std.clamp_min(_SIGMA_FLOOR).cpu().numpy() if self.scaling == "frozen" else None,
+            merge=self.merge,
+        )
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, *, seed: int = 0) -> None:
+        """Initialises projections and statistics from features, without gradients.
+
+        ``in_proj`` takes the principal directions of the merged features, each scaled to unit
+        variance, and a random rotation that spreads the information over the codes; ``out_proj`` is
+        the least-squares map back.
+
+        Args:
+            x: float [pictures, tokens, width], a few hundred pictures.
+            seed: seed of the rotation.
+        """
+        flat = merge_tokens(x, self.merge).reshape(-1, self.in_proj.in_features).double()
+        centre = flat.mean(0)
+        _, variance, directions = torch.linalg.svd(flat - centre, full_matrices=False)
+        rank = min(self.code_dim, directions.shape[0])
+        generator = torch.Generator().manual_seed(seed)
+        rotation, _ = torch.linalg.qr(
+            torch.randn(self.code_dim, rank, generator=generator, dtype=torch.float64)
+        )
+        deviation = (variance[:rank] / math.sqrt(len(flat) - 1)).clamp_min(1e-6)
+        # The square root of the deviation: between keeping every direction's energy and whitening it.
+        weight = rotation @ (directions[:rank] / deviation.sqrt()[:, None])
+        z = (flat - centre) @ weight.T
+        self.in_proj.weight.copy_(weight)
+        self.in_proj.bias.copy_(-(weight @ centre))
+        back = torch.linalg.lstsq(z, flat - centre, driver="gelsd").solution
+        # Values are s = z / (k sigma); out_proj undoes that scaling for the module's own L.
+        sigma = z.std(0) if self.scaling == "frozen" else z.std().expand(self.code_dim)
+        scale = self.k_for(self.levels).double() * sigma
+        self.out_proj.weight.copy_((back * scale[:, None]).T)
+        self.out_proj.bias.copy_(centre)
+        self.mean.copy_(z.mean(0))
+        self.std.copy_(z.std(0))
+
+    @torch.no_grad()
+    def _track(self, z: Tensor) -> None:
+        flat = z.reshape(-1, self.code_dim).float()
+        if len(flat) > 1:
+            self.mean.lerp_(flat.mean(0), _MOMENTUM)
+            self.std.lerp_(flat.std(0), _MOMENTUM)
+
+
+class Dequantizer(nn.Module):
+    """The server's part of a quantizer: codes in, features out.
+
+    Args:
+        width: width of the features.
+        code_dim: width of the codes.
+        levels: L.
+        merge: side of the square of tokens that share a code vector.
+    """
+
+    def __init__(self, width: int, code_dim: int, levels: int, merge: int = 1) -> None:
+        super().__init__()
+        self.levels, self.merge = _checked(levels), merge
+        self.out_proj = nn.Linear(code_dim, width * merge**2)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Features [..., tokens, width] of codes [..., tokens / merge**2, code_dim]."""
+        values = values_of(codes, self.levels).to(self.out_proj.weight.dtype)
+        return split_tokens(self.out_proj(values), self.merge)
+
+
+def values_of(codes: Tensor, levels: int) -> Tensor:
+    """Values in [-1, 1] of codes of ``levels`` levels: ``(q - half) / half``, float32."""
+    half, _ = _half_and_offset(levels)
+    return (codes.to(torch.float32) - half) / half
+
+
+def distortion(s: Tensor, v: Tensor) -> Tensor:
+    """Mean over tokens of ``1 - cos(s, v)``, 1e-3 added to the product of norms, before its weight."""
+    norms = s.norm(dim=-1) * v.norm(dim=-1) + _COSINE_FLOOR
+    return (1 - (s * v).sum(-1) / norms).mean()
+
+
+def merge_tokens(x: Tensor, merge: int) -> Tensor:
+    """Joins each ``merge`` x ``merge`` square of tokens: [..., t, w] -> [..., t / merge**2, w * merge**2].
+
+    Raises:
+        ValueError: if the tokens do not form a square grid that ``merge`` divides.
+    """
+    if merge == 1:
+        return x
+    tokens, width = x.shape[-2], x.shape[-1]
+    side = math.isqrt(tokens)
+    if side * side != tokens or side % merge:
+        raise ValueError(f"{tokens} tokens are not a square grid that merges {merge} x {merge}")
+    small = side // merge
+    grid = x.reshape(-1, small, merge, small, merge, width).transpose(2, 3)
+    return grid.reshape(*x.shape[:-2], small * small, merge * merge * width)
+
+
+def split_tokens(x: Tensor, merge: int) -> Tensor:
+    """The inverse of ``merge_tokens``."""
+    if merge == 1:
+        return x
+    small = math.isqrt(x.shape[-2])
+    width = x.shape[-1] // merge**2
+    grid = x.reshape(-1, small, small, merge, merge, width).transpose(2, 3)
+    return grid.reshape(*x.shape[:-2], (small * merge) ** 2, width)
+
+
+def _checked(levels: int) -> int:
+    if not 2 <= levels <= 256:
+        raise ValueError(f"levels {levels} is not between 2 and 256")
+    return levels
+
+
+def _half_and_offset(levels: int) -> tuple[float, float]:
+    return (_checked(levels) - 1) / 2, 0.0 if levels % 2 else 0.5

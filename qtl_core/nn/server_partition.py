@@ -1,0 +1,277 @@
+"""The server's side of the cut: codes and a question in, text out.
+
+A server half holds ``model.safetensors`` (language model, ``out_proj`` of each quantizer, place
+vectors), ``config.json`` (``ServerConfig``) and ``tokenizer.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from qtl_core.bundle import Cut, Manifest, Template, Text
+from qtl_core.errors import BundleError
+from qtl_core.nn.checkpoint import Checkpoint
+from qtl_core.nn.decoder import PictureDecoder
+from qtl_core.nn.quantizer import Dequantizer
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+_REPLACEMENT = "\ufffd"  # what a tokenizer prints for bytes of a character that is not complete yet
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``config.json`` of a server half.
+
+    Attributes:
+        language_model: transformers' configuration of the decoder.
+        picture_attention: "causal" or "bidirectional" among the picture's tokens.
+        picture_places: whether there are place vectors.
+        end_tokens: ids that end an answer.
+        max_answer_tokens: where an answer is cut off unless the client asks for less.
+    """
+
+    language_model: dict[str, Any]
+    picture_attention: str
+    picture_places: bool
+    end_tokens: tuple[int, ...]
+    max_answer_tokens: int
+
+
+class ServerPartition(nn.Module):
+    """Dequantizers and language model, answering greedily.
+
+    Args:
+        config: shapes and settings.
+        cut: what crosses for a picture.
+        text: how questions cross.
+        template: the prompt.
+        tokenizer: the decoder's.
+    """
+
+    def __init__(
+        self, config: ServerConfig, cut: Cut, text: Text, template: Template, tokenizer: Tokenizer
+    ) -> None:
+        super().__init__()
+        self.config, self.cut, self.text, self.template = config, cut, text, template
+        settings = dict(config.language_model)
+        decoder_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        self.decoder = PictureDecoder(
+            AutoModelForCausalLM.from_config(decoder_config),
+            config.picture_attention,
+            cut.picture_tokens if config.picture_places else 0,
+        )
+        self.vision_dequantizer = (
+            Dequantizer(cut.width, cut.code_dim, cut.levels, cut.merge) if cut.levels else None
+        )
+        self.language_dequantizer = (
+            Dequantizer(text.width, text.code_dim, text.levels) if text.mode == "codes" else None
+        )
+        self._tokenizer = tokenizer
+        # Text that looks like a special token must not become one: it is somebody's question.
+        self._question_tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self._question_tokenizer.encode_special_tokens = True
+
+    @classmethod
+    def load(
+        cls, path: str | Path, manifest: Manifest, device: str = "cpu", dtype: str = "float32"
+    ) -> ServerPartition:
+        """Reads a server half whose manifest has been checked.
+
+        Raises:
+            BundleError: if a file is missing or does not fit the manifest.
+        """
+        folder = Path(path)
+        try:
+            config = msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=ServerConfig)
+            tokenizer = read_tokenizer(folder / TOKENIZER_FILE)
+            weights = load_file(folder / WEIGHTS_FILE)
+            part = cls(config, manifest.cut, manifest.text, manifest.template, tokenizer)
+            _load(part, weights)
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BundleError(f"server half {folder} cannot be loaded: {first}; export it again") from error
+        return part.to(device=device, dtype=getattr(torch, dtype)).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def question_tokens(self, question: str) -> int:
+        """How many tokens a question has."""
+        return len(self._question_tokenizer.encode(question, add_special_tokens=False).ids)
+
+    @torch.inference_mode()
+    def restore(self, vision: npt.NDArray[Any]) -> Tensor:
+        """The features [1, picture tokens, width] of codes [tokens, code_dim], or of float16 features."""
+        received = torch.from_numpy(np.ascontiguousarray(vision)).to(self.device)[None]
+        if self.vision_dequantizer is None:
+            return received.to(next(self.parameters()).dtype)
+        features: Tensor = self.vision_dequantizer(received)
+        return features
+
+    def generate(
+        self,
+        vision: npt.NDArray[Any],
+        question: str = "",
+        text_codes: npt.NDArray[np.uint8] | None = None,
+        max_tokens: int = 0,
+    ) -> Iterator[str]:
+        """Answers a question about a picture, greedily.
+
+        Args:
+            vision: codes uint8 [tokens, code_dim], or float16 features [picture tokens, width].
+            question: the question, where questions cross as text.
+            text_codes: codes uint8 [question tokens, code_dim], where they cross as codes.
+            max_tokens: where to stop; 0 or too large means the model's own limit.
+
+        Yields:
+            One piece of text for each token; a piece is empty while a character is incomplete.
+        """
+        limit = self.config.max_answer_tokens
+        limit = min(max_tokens, limit) if max_tokens > 0 else limit
+        ids: list[int] = []
+        shown = ""
+        step = self._steps(vision, question, text_codes)
+        for token in step:
+            if token in self.config.end_tokens:
+                return
+            ids.append(token)
+            text = self._tokenizer.decode(ids, skip_special_tokens=True)
+            waiting = text.endswith(_REPLACEMENT) and len(ids) < limit
+            ready = shown if waiting else text
+            yield ready[len(shown) :]
+            shown = ready
+            if len(ids) == limit:
+                return
+
+    @torch.inference_mode()
+    def _steps(
+        self, vision: npt.NDArray[Any], question: str, text_codes: npt.NDArray[np.uint8] | None
+    ) -> Iterator[int]:
+        """The likeliest next token, again and again."""
+        embeddings, picture = self._prompt(vision, question, text_codes)
+        n = embeddings.shape[1]
+        before = len(self._ids(self.template.before_image))
+        parts = before, picture, n - before - picture
+        allowed = self.decoder.prompt_mask(*parts, self.device)[None]
+        positions = self.decoder.prompt_positions(*parts, self.device)[None]
+        cache: Any = DynamicCache()
+        while True:
+            hidden, cache = self.decoder(embeddings, allowed, positions, cache)
+            token = self.decoder.logits(hidden[:, -1]).argmax(-1)
+            yield int(token)
+            n += 1
+            embeddings = self.decoder.embed(token[:, None])
+            allowed = torch.ones(1, 1, n, dtype=torch.bool, device=self.device)
+            positions = positions[:, -1:] + 1
+
+    def _prompt(
+        self, vision: npt.NDArray[Any], question: str, text_codes: npt.NDArray[np.uint8] | None
+    ) -> tuple[Tensor, int]:
+        features = self.decoder.place(self.restore(vision))
+        if text_codes is not None:
+            if self.language_dequantizer is None:
+                raise ValueError("this server half takes questions as plain text, not as codes")
+            asked = self.language_dequantizer(
+                torch.from_numpy(np.ascontiguousarray(text_codes))[None].to(self.device)
+            )
+        else:
+            encoded = self._question_tokenizer.encode(question, add_special_tokens=False)
+            asked = self._embed(encoded.ids)
+        pieces = [
+            self._embed(self._ids(self.template.before_image)),
+            features,
+            self._embed(self._ids(self.template.between)),
+            asked,
+            self._embed(self._ids(self.template.after_question)),
+        ]
+        return torch.cat(pieces, dim=1), features.shape[1]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _embed(self, ids: list[int]) -> Tensor:
+        return self.decoder.embed(torch.tensor([ids], dtype=torch.int64, device=self.device))
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Reads a ``tokenizer.json``.
+
+    Raises:
+        ValueError: if it is missing or no tokenizer.
+    """
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise ValueError(f"{path.name} is not a tokenizer: {error}") from error
+
+
+def write_server_half(folder: str | Path, checkpoint: Checkpoint, cut: Cut, text: Text) -> None:
+    """Writes the server half's files, without its manifest.
+
+    Args:
+        folder: created if it is not there.
+        checkpoint: the model.
+        cut: what crosses for a picture.
+        text: how questions cross.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    decoder, model = checkpoint.model.decoder, checkpoint.model
+    tied = decoder.language_model.config.tie_word_embeddings
+    weights = {
+        f"decoder.{name}": tensor
+        for name, tensor in decoder.state_dict().items()
+        if not (tied and name.endswith("lm_head.weight"))
+    }
+    if cut.levels:
+        weights |= _out_proj("vision_dequantizer", model.vision_quantizer.out_proj)
+    if text.mode == "codes":
+        weights |= _out_proj("language_dequantizer", model.language_quantizer.out_proj)
+    (path / WEIGHTS_FILE).write_bytes(save({k: v.detach().contiguous() for k, v in weights.items()}))
+    end = decoder.language_model.config.eos_token_id
+    config = ServerConfig(
+        language_model=_plain_config(decoder),
+        picture_attention=decoder.picture_attention,
+        picture_places=decoder.picture_places is not None,
+        end_tokens=tuple(end) if isinstance(end, list | tuple) else (int(end),),
+        max_answer_tokens=checkpoint.settings.max_answer_tokens,
+    )
+    (path / CONFIG_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
+    # Not its own save(): that raises a bare Exception where the disk is full.
+    (path / TOKENIZER_FILE).write_text(checkpoint.tokenizer.backend_tokenizer.to_str(pretty=True), "utf-8")
+
+
+def _plain_config(decoder: PictureDecoder) -> dict[str, Any]:
+    values: dict[str, Any] = decoder.language_model.config.to_diff_dict()
+    for name in ("transformers_version", "_name_or_path", "architectures"):
+        values.pop(name, None)
+    return values
+
+
+def _out_proj(prefix: str, layer: nn.Linear) -> dict[str, Tensor]:
+    return {f"{prefix}.out_proj.{name}": tensor for name, tensor in layer.state_dict().items()}
+
+
+def _load(part: ServerPartition, weights: dict[str, Tensor]) -> None:
+    missing, unexpected = part.load_state_dict(weights, strict=False)
+    language_model = part.decoder.language_model
+    if language_model.config.tie_word_embeddings:
+        language_model.tie_weights()
+        missing = [name for name in missing if not name.endswith("lm_head.weight")]
+    if missing or unexpected:
+        raise ValueError(f"{WEIGHTS_FILE} lacks {missing[:3]} or has {unexpected[:3]} too many")

@@ -1,0 +1,144 @@
+"""What the server lets in: a handshake that fits its bundle, and questions that fit its model.
+
+Everything here looks at a peer's message and either returns what the engine may rely on, or says what is
+wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from qtl_core.bundle import Manifest
+from qtl_core.codes import packed_size, unpack
+from qtl_core.errors import CodeError, MalformedMessage, RequestRefused
+from qtl_core.messages import CODEC_PACKED, CODECS, PROTOCOL, Ask, Frame, Hello, Limits, Reject
+from qtl_core.wire import by_name
+from server_runtime.config import ServerConfig
+from server_runtime.engine import Prompt
+
+VISION = "v"
+QUESTION = "q"
+
+
+def limits_of(manifest: Manifest, config: ServerConfig, longest_answer: int) -> Limits:
+    """What every session may send, and get.
+
+    Args:
+        manifest: Of the server's half.
+        config: The server's own limits.
+        longest_answer: The model's limit in tokens.
+    """
+    return Limits(
+        max_payload=largest_payload(manifest),
+        max_question=config.max_question,
+        max_tokens=min(config.max_tokens, longest_answer),
+        idle_ms=round(config.idle_s * 1000),
+    )
+
+
+def largest_payload(manifest: Manifest) -> int:
+    """Bytes of the largest payload frame that this bundle has a use for."""
+    largest, text = manifest.cut.payload_bytes, manifest.text
+    if text.mode == "codes":
+        largest = max(largest, packed_size(text.max_tokens * text.code_dim, text.levels))
+    return largest
+
+
+def refuse_hello(hello: Hello, manifest: Manifest) -> Reject | None:
+    """The reason why this client and this bundle half do not fit; None where they do."""
+    if hello.protocol < PROTOCOL:
+        text = f"this server speaks protocol {PROTOCOL}, the client {hello.protocol}: update the client"
+        return Reject("protocol", text)
+    if hello.fingerprint != manifest.fingerprint_bytes:
+        return Reject(
+            "fingerprint",
+            f"the client half has fingerprint {hello.fingerprint.hex()}, this server's half "
+            f"{manifest.fingerprint}: use two halves of one export",
+        )
+    codec = CODECS[manifest.cut.codec]
+    if codec not in hello.codecs:
+        text = f"this bundle needs codec {codec} ({manifest.cut.codec}), the client has {list(hello.codecs)}"
+        return Reject("codec", f"{text}: update the client")
+    if hello.text != manifest.text.mode:
+        text = f"this bundle takes questions as {manifest.text.mode!r}, the client sends {hello.text!r}"
+        return Reject("text", f"{text}: use the client half of the same export")
+    return None
+
+
+def read_ask(ask: Ask, payloads: Mapping[str, bytes], manifest: Manifest) -> Prompt:
+    """The checked prompt of a question.
+
+    Args:
+        ask: The header.
+        payloads: The payload frames by name; sizes and checksums are those the header announces.
+        manifest: Of the server's half.
+
+    Raises:
+        MalformedMessage: Frames that this bundle has no use for, or that are missing.
+        CodeError: Wrong codec, number of codes or bytes, a code out of range, a feature that is not finite.
+        RequestRefused: ("question") an empty question, or one that is too long.
+    """
+    wanted = {VISION, QUESTION} if manifest.text.mode == "codes" else {VISION}
+    if set(payloads) != wanted:
+        raise MalformedMessage(
+            f"this bundle takes the payload frames {sorted(wanted)}, this question has {sorted(payloads)}"
+        )
+    frames = by_name(ask)
+    vision = _vision(frames[VISION], payloads[VISION], manifest)
+    if manifest.text.mode == "codes":
+        if ask.question:
+            raise MalformedMessage("the question came as codes and as text: leave the text empty")
+        return Prompt(vision=vision, text_codes=_text(frames[QUESTION], payloads[QUESTION], manifest))
+    if not ask.question.strip():
+        raise RequestRefused("question", "the question is empty: ask something")
+    return Prompt(vision=vision, question=ask.question)
+
+
+def digest(ask: Ask, payloads: Mapping[str, bytes]) -> bytes:
+    """Identifies what was asked, so that a retry can be told from another question under the same id."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in (ask.question.encode(), *(data for _, data in sorted(payloads.items()))):
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    state.update(ask.max_tokens.to_bytes(8, "little"))
+    return state.digest()
+
+
+def _vision(frame: Frame, data: bytes, manifest: Manifest) -> npt.NDArray[np.uint8] | npt.NDArray[np.float16]:
+    cut = manifest.cut
+    _check_codec(frame, CODECS[cut.codec])
+    if frame.count not in (0, cut.tokens):
+        raise CodeError(
+            f"frame {frame.name!r} holds {frame.count} tokens, this bundle's pictures have {cut.tokens}"
+        )
+    if cut.quantized:
+        return unpack(data, cut.levels, (cut.tokens, cut.code_dim))
+    if len(data) != cut.payload_bytes:
+        raise CodeError(f"a picture's features take {cut.payload_bytes} bytes, got {len(data)}")
+    features = np.frombuffer(data, dtype="<f2").reshape(cut.tokens, cut.code_dim)
+    if not np.isfinite(features).all():
+        raise CodeError("a feature is not a finite number: the data is damaged")
+    # In the machine's own byte order, and writable, as an engine expects.
+    return features.astype(np.float16)
+
+
+def _text(frame: Frame, data: bytes, manifest: Manifest) -> npt.NDArray[np.uint8]:
+    text = manifest.text
+    _check_codec(frame, CODEC_PACKED)
+    if frame.count < 1:
+        raise RequestRefused("question", "the question has no tokens: ask something")
+    if frame.count > text.max_tokens:
+        raise RequestRefused(
+            "question",
+            f"the question has {frame.count} tokens, this model takes {text.max_tokens}: shorten it",
+        )
+    return unpack(data, text.levels, (frame.count, text.code_dim))
+
+
+def _check_codec(frame: Frame, wanted: int) -> None:
+    if frame.codec != wanted:
+        raise CodeError(f"frame {frame.name!r} has codec {frame.codec}, this bundle takes codec {wanted}")

@@ -1,0 +1,133 @@
+"""Local training: a killed run ends in the weights of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qtl_core.errors import RecipeError, StorageError
+from qtl_training.local import train
+from qtl_training.recipe import read_recipe
+
+RECIPE = """
+name = "small"
+seed = 5
+checkpoint_every = 0.0
+log_every = 1
+
+[model]
+image_size = 96
+patch_size = 16
+stem_widths = [4, 8, 8]
+stem_blocks = [0, 0, 1]
+tower_width = 16
+tower_layers = 1
+tower_heads = 2
+tower_mlp = 16
+width = 16
+layers = 1
+heads = 2
+mlp = 16
+vocabulary = 300
+[model.vision]
+code_dim = 8
+scaling = "frozen"
+merge = 2
+k_levels = [2, 256]
+[model.language]
+code_dim = 16
+
+[[stages]]
+kind = "tower"
+part = "tower"
+steps = 5
+batch = 4
+optimizer = { lr = 1e-3 }
+
+[[stages]]
+kind = "language"
+steps = 8
+scenes = 12
+scenes_a_step = 4
+questions = 3
+focus = ["read_cell", "locate"]
+levels = [0, 2, 256]
+text_codes = 0.5
+fit_quantizers = true
+train = ["connector", "decoder", "vision_quantizer", "language_quantizer"]
+optimizer = { lr = 1e-3 }
+"""
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "qtl.safetensors")}
+
+
+def steps_done(run: Path) -> list[tuple[int, int]]:
+    log = run / "log.jsonl"
+    if not log.exists():
+        return []
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+    return [(line["stage"], line["step"]) for line in lines]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "small.toml"
+    file.write_text(RECIPE)
+    return file
+
+
+def command(recipe: Path, run: Path) -> list[str]:
+    arguments = ["local", str(recipe), "--run", str(run), "--threads", "1"]
+    return [sys.executable, "-m", "qtl_training.train_cli", *arguments]
+
+
+def test_killed_and_resumed_ends_in_the_same_weights(
+    recipe: Path, tmp_path: Path, source_env: dict[str, str]
+) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    subprocess.run(command(recipe, straight), env=source_env, check=True, capture_output=True, timeout=300)
+    for stop_at in ((0, 2), (1, 3)):
+        process = subprocess.Popen(
+            command(recipe, killed),
+            env=source_env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while process.poll() is None and not any(done >= stop_at for done in steps_done(killed)):
+            time.sleep(0.01)
+        assert process.poll() is None, "the run ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (killed / "checkpoint").exists()
+    subprocess.run(command(recipe, killed), env=source_env, check=True, capture_output=True, timeout=300)
+    assert weights(killed / "checkpoint") == weights(straight / "checkpoint")
+    assert (1, 7) in steps_done(killed)
+
+
+def test_a_run_goes_on_only_with_its_own_settings(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(read_recipe(recipe), run, progress=False)
+    before = weights(run / "checkpoint")
+    train(read_recipe(recipe), run, progress=False)  # nothing left to do
+    assert weights(run / "checkpoint") == before
+    recipe.write_text(RECIPE.replace("lr = 1e-3", "lr = 2e-3", 1))
+    with pytest.raises(RecipeError, match="begun with other settings"):
+        train(read_recipe(recipe), run, progress=False)
+    train(read_recipe(recipe), run, fresh=True, progress=False)
+    assert weights(run / "checkpoint") != before
+
+
+def test_a_folder_that_cannot_be_made(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be made"):
+        train(read_recipe(recipe), tmp_path / "file" / "run", progress=False)

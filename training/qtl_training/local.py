@@ -1,0 +1,128 @@
+"""``qtl-train local``: runs a recipe's stages in this process, both sides of the cut together."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from qtl_core import shipped
+from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint
+from qtl_training.build import build_checkpoint
+from qtl_training.recipe import Recipe, Stage, TowerStage
+from qtl_training.run_folder import RunFolder, write
+from qtl_training.stages.language import LanguageTraining
+from qtl_training.stages.tower import TowerTraining
+
+
+class Training(Protocol):
+    """A stage as a sequence of optimizer steps; step i depends on i, the model and ``state`` only."""
+
+    steps: int
+
+    def run_step(self, step: int) -> dict[str, float]: ...
+
+    def finish(self) -> None: ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, state: dict[str, Tensor]) -> None: ...
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    fresh: bool = False,
+    progress: bool = True,
+    clock: Callable[[], float] = time.monotonic,
+) -> Path:
+    """Trains, or goes on training, and returns the folder of the finished checkpoint.
+
+    The weights it ends with depend on the recipe alone (on one machine type and thread count), not
+    on how often the run was killed in between.
+
+    Args:
+        recipe: what to train.
+        folder: the run's folder.
+        fresh: whether to forget what the folder holds.
+        progress: whether to show a bar.
+        clock: seconds, for the time between snapshots.
+
+    Raises:
+        RecipeError: if the folder was begun with other settings.
+        CheckpointError: if the checkpoint to start from cannot be read.
+        StorageError: if the folder cannot be written.
+    """
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    run = RunFolder(folder, recipe)
+    snapshot = run.newest()
+    if snapshot is None:
+        run.save(_start(recipe, folder), 0, 0, {})
+        snapshot = run.newest()
+    if snapshot is None:
+        raise RuntimeError(f"the snapshot just written to {folder} is gone")
+    checkpoint, first_step, state = snapshot.checkpoint, snapshot.step, snapshot.state
+    for number in range(snapshot.stage, len(recipe.stages)):
+        seed = recipe.seed * 101 + number
+        stage = _stage(checkpoint, recipe.stages[number], seed, resumed=first_step > 0, progress=progress)
+        if first_step > 0:
+            stage.load(state)
+        _run_stage(run, recipe, checkpoint, stage, number, first_step, progress, clock)
+        stage.finish()
+        run.save(checkpoint, number + 1, 0, {})
+        first_step, state = 0, {}
+    shutil.rmtree(run.finished, ignore_errors=True)
+    write(run.finished, checkpoint)
+    return run.finished
+
+
+def _run_stage(
+    run: RunFolder,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    stage: Training,
+    number: int,
+    first_step: int,
+    progress: bool,
+    clock: Callable[[], float],
+) -> None:
+    label = f"{recipe.name} stage {number + 1}/{len(recipe.stages)}"
+    saved = clock()
+    with tqdm(total=stage.steps, initial=first_step, desc=label, disable=not progress or None) as bar:
+        for step in range(first_step, stage.steps):
+            checkpoint.model.train()
+            metrics = stage.run_step(step)
+            bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
+            bar.update()
+            if step % recipe.log_every == 0 or step + 1 == stage.steps:
+                run.log({"stage": number, "step": step, **metrics})
+            if clock() - saved > recipe.checkpoint_every and step + 1 < stage.steps:
+                run.save(checkpoint, number, step + 1, stage.state())
+                saved = clock()
+    checkpoint.model.eval()
+
+
+def _stage(checkpoint: Checkpoint, stage: Stage, seed: int, *, resumed: bool, progress: bool) -> Training:
+    torch.manual_seed(seed)
+    if isinstance(stage, TowerStage):
+        return TowerTraining(checkpoint.model, stage, seed)
+    return LanguageTraining(checkpoint, stage, seed, resumed=resumed, progress=progress)
+
+
+def _start(recipe: Recipe, folder: Path) -> Checkpoint:
+    if recipe.model is None:
+        return load_checkpoint(shipped.digits() if recipe.start == "shipped" else recipe.start)
+    place = folder / ".new"
+    shutil.rmtree(place, ignore_errors=True)
+    build_checkpoint(place, recipe.model, recipe.name, recipe.seed)
+    checkpoint = load_checkpoint(place)
+    shutil.rmtree(place)
+    return checkpoint

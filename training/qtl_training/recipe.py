@@ -1,0 +1,214 @@
+"""Recipes: one TOML file says which model is built and how it is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from qtl_core.errors import RecipeError
+from qtl_core.nn.checkpoint import QuantizerSettings
+from qtl_training.digits.questions import TYPES
+
+
+class ModelRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Shapes of a model that is built anew, in transformers' terms."""
+
+    image_size: int
+    patch_size: int
+    stem_widths: tuple[int, ...]
+    stem_blocks: tuple[int, ...]
+    tower_width: int
+    tower_layers: int
+    tower_heads: int
+    tower_mlp: int
+    width: int
+    layers: int
+    heads: int
+    mlp: int
+    rope_theta: float = 10000.0
+    vocabulary: int = 512
+    vision: QuantizerSettings
+    language: QuantizerSettings
+    picture_attention: Literal["causal", "bidirectional"] = "bidirectional"
+    picture_places: bool = True
+    image_aspect_ratio: Literal["square", "pad"] = "pad"
+
+
+class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """AdamW with a cosine schedule after a linear warm-up.
+
+    Attributes:
+        lr: highest learning rate.
+        warmup: share of the steps in which it rises.
+        weight_decay: for matrices only.
+        clip: largest global norm of the gradient.
+        end: share of ``lr`` that is left at the last step.
+    """
+
+    lr: float
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    end: float = 0.01
+
+
+class TowerStage(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="tower"
+):
+    """The tower alone: what stands in each cell, read from the stem and from every token.
+
+    Attributes:
+        part: "stem" trains the stem under its own heads, "tower" the whole tower.
+        steps: optimizer steps.
+        batch: scenes a step.
+        full: share of scenes with nine digits.
+    """
+
+    part: str
+    steps: int
+    batch: int = 32
+    full: float = 0.7
+    optimizer: Optimizer
+
+
+class LanguageStage(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="language"
+):
+    """Connector, decoder and quantizers on features of the frozen tower, from questions and answers.
+
+    Attributes:
+        steps: optimizer steps.
+        stop: ends the stage after so many steps, before the rate has come down; 0: all of them.
+        scenes: how many pictures have their tower features cached.
+        scenes_a_step: scenes in one step.
+        questions: questions about each of them.
+        focus: question types that are hard to learn late, in order: until they pass ``focus_until``
+            (percent of recent questions), the first that has not gets ``focus_share`` of them all.
+        loose: share of questions that begin with a capital letter, or lack the question mark, as people
+            type them.
+        levels: level counts to sample from, one a step; 0 is the unquantized model. Empty: 0 only.
+        weights: how often each is sampled; empty: equally often.
+        dense: where 256 levels are sampled, any count up to 256 is drawn instead, log-uniformly.
+        text_codes: share of steps whose question embeddings pass the language quantizer.
+        picture_scale: deviation that the connector's output is scaled to before the first step; 0
+            leaves it. Place vectors start at 1: much larger picture tokens drown them.
+        align: weight of the alignment loss: each picture token and place vector should name digit,
+            colour, row and column in the space of the words' embeddings.
+        fit_quantizers: initialise the quantizers from features first.
+        train: which parts learn: "connector", "decoder", "vision_quantizer", "language_quantizer".
+        optimizer: for connector and decoder.
+        quantizer_lr: highest learning rate of the quantizers.
+        k_lr: highest learning rate of k.
+    """
+
+    steps: int
+    stop: int = 0
+    scenes: int
+    scenes_a_step: int = 32
+    questions: int = 10
+    focus: tuple[str, ...] = ()
+    focus_share: float = 0.3
+    focus_until: float = 95.0
+    loose: float = 0.0
+    levels: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+    dense: bool = True
+    text_codes: float = 0.0
+    picture_scale: float = 0.0
+    align: float = 0.0
+    fit_quantizers: bool = False
+    train: tuple[str, ...] = ("connector", "decoder")
+    optimizer: Optimizer
+    quantizer_lr: float = 1e-3
+    k_lr: float = 1e-2
+
+
+Stage = TowerStage | LanguageStage
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One training run.
+
+    Attributes:
+        name: names the run and the model.
+        seed: of everything random.
+        start: a checkpoint folder to start from, "shipped" for the shipped one, "" to build ``model``.
+        model: shapes of the model to build.
+        stages: run in order.
+        checkpoint_every: seconds between checkpoints of a run.
+        log_every: steps between lines of the log.
+    """
+
+    name: str
+    seed: int = 1
+    start: str = ""
+    model: ModelRecipe | None = None
+    stages: tuple[Stage, ...] = ()
+    checkpoint_every: float = 60.0
+    log_every: int = 50
+
+
+_PARTS = {"connector", "decoder", "vision_quantizer", "language_quantizer"}
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Reads and checks a recipe.
+
+    Raises:
+        RecipeError: if the file is missing, is no TOML, has unknown or wrong settings, or asks for
+            what cannot be done.
+    """
+    file = Path(path)
+    try:
+        recipe = msgspec.toml.decode(file.read_bytes(), type=Recipe)
+    except OSError as error:
+        raise RecipeError(f"recipe {file} cannot be read: {error.strerror or error}") from error
+    except msgspec.DecodeError as error:
+        raise RecipeError(f"recipe {file}: {error}") from error
+    _check(recipe, file)
+    return recipe
+
+
+def _check(recipe: Recipe, file: Path) -> None:
+    if bool(recipe.start) == (recipe.model is not None):
+        raise RecipeError(
+            f"recipe {file}: give either `start` (a checkpoint) or a [model] to build, not both"
+        )
+    if not recipe.stages:
+        raise RecipeError(f"recipe {file}: no [[stages]]")
+    for number, stage in enumerate(recipe.stages, 1):
+        where = f"recipe {file}, stage {number}"
+        if stage.steps < 1:
+            raise RecipeError(f"{where}: steps is {stage.steps}, it must be at least 1")
+        if isinstance(stage, TowerStage):
+            if stage.part not in ("stem", "tower"):
+                raise RecipeError(f'{where}: part {stage.part!r} is neither "stem" nor "tower"')
+            continue
+        unknown = set(stage.train) - _PARTS
+        if unknown:
+            raise RecipeError(
+                f"{where}: cannot train {', '.join(sorted(unknown))}; there are {', '.join(sorted(_PARTS))}"
+            )
+        for kind in stage.focus:
+            if kind not in TYPES:
+                raise RecipeError(f"{where}: {kind!r} is no question type; there are {', '.join(TYPES)}")
+        if stage.weights and len(stage.weights) != len(stage.levels):
+            raise RecipeError(f"{where}: {len(stage.weights)} weights for {len(stage.levels)} levels")
+        for levels in stage.levels:
+            if levels != 0 and not 2 <= levels <= 256:
+                raise RecipeError(f"{where}: levels {levels} is not 0 (unquantized) or between 2 and 256")
+
+
+def override(recipe: Recipe, *, start: str | None = None, seed: int | None = None) -> Recipe:
+    """The recipe with what the command line says instead.
+
+    Raises:
+        RecipeError: if a model is to be built and a checkpoint to start from is named as well.
+    """
+    if start is not None:
+        if recipe.model is not None:
+            raise RecipeError(f"recipe {recipe.name!r} builds a model; --start does not go with it")
+        recipe = msgspec.structs.replace(recipe, start=start)
+    return recipe if seed is None else msgspec.structs.replace(recipe, seed=seed)

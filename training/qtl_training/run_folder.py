@@ -1,0 +1,155 @@
+"""A run's folder: what a training run has done so far, so that it can go on after a kill.
+
+    RUN/
+      000001-0001200/        newest snapshot: stage 1 (from 0), step 1200 is next
+        checkpoint/          the model, as any other checkpoint
+        state.safetensors    optimizer, probes, running accuracies
+        run.json             stage, step, and the settings it was trained with
+      log.jsonl              a line for every few steps
+      checkpoint/            the finished model
+
+A snapshot is written beside its name and renamed into place, so a kill leaves the last one whole.
+The two newest are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from qtl_core.errors import RecipeError, StorageError
+from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from qtl_training.recipe import Recipe
+
+_KEPT = 2
+
+
+class _Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    stage: int
+    step: int
+    seed: int
+    start: str
+    stages: list[Any]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a run stands.
+
+    Attributes:
+        checkpoint: the model.
+        stage: index of the stage to go on with.
+        step: its next step.
+        state: what the stage needs beyond the model; empty at its start.
+    """
+
+    checkpoint: Checkpoint
+    stage: int
+    step: int
+    state: dict[str, Tensor]
+
+
+class RunFolder:
+    """Snapshots and log of one run.
+
+    Args:
+        path: created if it is not there.
+        recipe: what is trained; a run can go on with a recipe that only adds stages.
+
+    Raises:
+        StorageError: if the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path, self._recipe = path, recipe
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"run folder {path} cannot be made: {error.strerror}") from error
+
+    @property
+    def finished(self) -> Path:
+        """Where the finished checkpoint is, or will be."""
+        return self.path / "checkpoint"
+
+    def newest(self) -> Snapshot | None:
+        """The newest whole snapshot, or None in a new run.
+
+        Raises:
+            RecipeError: if it was trained with other settings than the recipe's.
+        """
+        found = self._snapshots()
+        if not found:
+            return None
+        folder = found[-1]
+        progress = msgspec.json.decode((folder / "run.json").read_bytes(), type=_Progress)
+        ours = self._progress(progress.stage, progress.step)
+        begun = progress.stage + (progress.step > 0)
+        same = (ours.seed, ours.start) == (progress.seed, progress.start)
+        if not same or ours.stages[:begun] != progress.stages[:begun]:
+            raise RecipeError(
+                f"run folder {self.path} was begun with other settings than {self._recipe.name!r} has; "
+                "start anew with --fresh, or name another folder with --run"
+            )
+        state = folder / "state.safetensors"
+        return Snapshot(
+            load_checkpoint(folder / "checkpoint"),
+            progress.stage,
+            progress.step,
+            load_file(state) if state.is_file() else {},
+        )
+
+    def save(self, checkpoint: Checkpoint, stage: int, step: int, state: dict[str, Tensor]) -> None:
+        """Writes a snapshot, then drops all but the two newest.
+
+        Raises:
+            StorageError: if the disk is full or the folder cannot be written; older snapshots stay.
+        """
+        name = f"{stage:06d}-{step:07d}"
+        fresh, place = self.path / f".{name}.part", self.path / name
+        try:
+            shutil.rmtree(fresh, ignore_errors=True)
+            write(fresh / "checkpoint", checkpoint)
+            if state:
+                (fresh / "state.safetensors").write_bytes(save({k: v.contiguous() for k, v in state.items()}))
+            (fresh / "run.json").write_bytes(msgspec.json.encode(self._progress(stage, step)))
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(fresh, place)
+        except OSError as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise StorageError(f"no snapshot could be written to {self.path}: {error.strerror}") from error
+        for old in self._snapshots()[:-_KEPT]:
+            shutil.rmtree(old)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends a line to the log."""
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _progress(self, stage: int, step: int) -> _Progress:
+        # Through JSON, so that it compares with what was read from JSON.
+        stages = msgspec.json.decode(msgspec.json.encode(self._recipe.stages))
+        return _Progress(stage, step, self._recipe.seed, self._recipe.start, stages)
+
+    def _snapshots(self) -> list[Path]:
+        return sorted(path.parent for path in self.path.glob("[0-9]*-[0-9]*/run.json"))
+
+
+def write(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint that was read and then trained."""
+    save_checkpoint(
+        folder,
+        checkpoint.llava,
+        checkpoint.model,
+        checkpoint.settings,
+        checkpoint.tokenizer,
+        checkpoint.processor,
+    )

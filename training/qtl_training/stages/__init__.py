@@ -1,0 +1,1 @@
+"""The stages of a recipe, each a sequence of optimizer steps."""

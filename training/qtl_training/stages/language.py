@@ -1,0 +1,216 @@
+"""Training connector, decoder and quantizers on the frozen tower's features, from questions and answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qtl_core.nn.checkpoint import Checkpoint
+from qtl_training.digits import questions as q
+from qtl_training.digits.scenes import Scenes, sample
+from qtl_training.features import tower_features
+from qtl_training.packing import Packed, Turn, Vocabulary, embed, pack
+from qtl_training.recipe import LanguageStage
+from qtl_training.stages.alignment import Alignment
+from qtl_training.stages.optimizing import Group, ScheduledAdamW
+
+_FIT_PICTURES = 512
+_MEMORY = 0.97  # of the running accuracy of each question type, per step
+_FLOOR = 0.12  # weight of a question type that is always answered right
+
+
+class LanguageTraining:
+    """The stage as a sequence of steps.
+
+    Args:
+        checkpoint: its model is trained in place; the tower stays as it is.
+        stage: the recipe's settings.
+        seed: of scenes, questions and sampled levels.
+        resumed: whether the model has been trained in this stage before.
+        progress: whether to show a bar while features are computed.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        stage: LanguageStage,
+        seed: int,
+        *,
+        resumed: bool = False,
+        progress: bool = True,
+    ) -> None:
+        self.steps = stage.stop or stage.steps
+        self._stage, self._seed = stage, seed
+        self._model = model = checkpoint.model
+        self._vocabulary = Vocabulary(checkpoint)
+        self._alignment = Alignment(self._vocabulary)
+        self._scenes = sample("train", stage.scenes, seed)
+        self._features = tower_features(model.vision, self._scenes, progress=progress)
+        if not resumed:
+            self._prepare()
+        self._accuracy = torch.zeros(len(q.TYPES))
+        self._passed = torch.zeros(len(q.TYPES), dtype=torch.bool)
+        self._optimizer = ScheduledAdamW(stage.optimizer, stage.steps, self._groups())
+
+    def run_step(self, step: int) -> dict[str, float]:
+        """Trains on ``scenes_a_step`` scenes with ``questions`` questions each."""
+        stage, model = self._stage, self._model
+        model.vision.tower.eval()
+        rng = np.random.default_rng([self._seed, step, 11])
+        levels = self._sample_levels(rng)
+        chosen = rng.choice(len(self._scenes), stage.scenes_a_step, replace=False).tolist()
+        asked = ask(self._scenes, chosen, stage.questions, self._weights(), rng)
+        rows = [[self._turn(question, rng) for question in questions] for questions in asked]
+        text_levels = (levels or 256) if rng.random() < stage.text_codes else None
+        features = model.vision.connector(self._features[chosen].float())
+        restored, loss = model.cross(features, levels)
+        packed = pack(rows, self._vocabulary, model.decoder, restored.shape[1])
+        quantizer = model.language_quantizer if text_levels is not None else None
+        embeddings, text_loss = embed(packed, restored, model.decoder, quantizer, text_levels)
+        hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
+        row, place, target = packed.targets.T
+        scores = model.decoder.logits(hidden[row, place])
+        answer_loss = functional.cross_entropy(scores, target)
+        if stage.align:
+            digits, colours = self._scenes.digits[chosen], self._scenes.colours[chosen]
+            loss = loss + stage.align * self._alignment.loss(features, digits, colours, model.decoder)
+        self._optimizer.step(answer_loss + loss + text_loss, step)
+        right = _right(packed, scores, target)
+        self._remember([question for questions in asked for question in questions], right)
+        return {
+            "loss": answer_loss.item(),
+            "right": 100 * float(right.float().mean()),
+            "types": 100 * float(self._accuracy.mean()),
+            "least": 100 * float(self._accuracy.min()),
+            "levels": float(levels or 0),
+        }
+
+    def finish(self) -> None:
+        """Nothing is left to do after the last step."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything beyond the model's own weights that the next step depends on."""
+        optimizer = {f"optimizer.{name}": value for name, value in self._optimizer.state().items()}
+        return {"accuracy": self._accuracy, "passed": self._passed, **optimizer}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Takes up a saved state."""
+        self._accuracy, self._passed = state["accuracy"].clone(), state["passed"].clone()
+        self._optimizer.load(
+            {k.removeprefix("optimizer."): v for k, v in state.items() if k.startswith("optimizer.")}
+        )
+
+    def _groups(self) -> list[Group]:
+        model, stage = self._model, self._stage
+        parts = {
+            "connector": model.vision.connector,
+            "decoder": model.decoder,
+            "vision_quantizer": model.vision_quantizer,
+            "language_quantizer": model.language_quantizer,
+        }
+        groups: list[Group] = []
+        for name, module in parts.items():
+            named = list(module.named_parameters(prefix=name))
+            for _, parameter in named:
+                parameter.requires_grad_(name in stage.train)
+            if name not in stage.train:
+                continue
+            if not name.endswith("quantizer"):
+                groups.append((named, stage.optimizer.lr))
+                continue
+            groups.append(([pair for pair in named if not pair[0].endswith(".k")], stage.quantizer_lr))
+            groups.append(([pair for pair in named if pair[0].endswith(".k")], stage.k_lr))
+        return groups
+
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        """What the stage changes once, before its first step."""
+        model, stage = self._model, self._stage
+        pictures = model.vision.connector(self._features[:_FIT_PICTURES].float())
+        if stage.picture_scale:
+            last: Any = model.vision.connector.linear_2
+            factor = stage.picture_scale / float(pictures.std())
+            last.weight.mul_(factor)
+            last.bias.mul_(factor)
+            pictures *= factor
+        if stage.fit_quantizers:
+            self._fit(pictures)
+
+    @torch.no_grad()
+    def _fit(self, pictures: Tensor) -> None:
+        model = self._model
+        model.vision_quantizer.fit(pictures, seed=self._seed)
+        ids = sorted({token for text in q.every_wording() for token in self._vocabulary.ids(text)})
+        model.language_quantizer.fit(model.decoder.embed(torch.tensor(ids))[None], seed=self._seed)
+
+    def _sample_levels(self, rng: np.random.Generator) -> int | None:
+        stage = self._stage
+        if not stage.levels:
+            return None
+        weights = np.array(stage.weights or [1.0] * len(stage.levels))
+        levels = int(rng.choice(stage.levels, p=weights / weights.sum()))
+        if levels == 256 and stage.dense:
+            levels = round(math.exp(rng.uniform(math.log(2), math.log(256))))
+        return levels or None
+
+    def _turn(self, question: q.Question, rng: np.random.Generator) -> Turn:
+        text = question.text
+        if rng.random() < self._stage.loose:
+            change = int(rng.integers(3))
+            text = text.capitalize() if change else text
+            text = text.removesuffix("?") if change != 1 else text
+        return Turn(
+            self._vocabulary.ids(text), (*self._vocabulary.ids(question.answer), self._vocabulary.end)
+        )
+
+    def _weights(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        weights = _FLOOR + 1 - self._accuracy.double().numpy()
+        weights /= weights.sum()
+        focus = [q.TYPES.index(kind) for kind in self._stage.focus]
+        first = next((kind for kind in focus if not self._passed[kind]), None)
+        if first is not None:
+            weights *= 1 - self._stage.focus_share
+            weights[first] += self._stage.focus_share
+        return weights
+
+    def _remember(self, asked: Sequence[q.Question], right: Tensor) -> None:
+        kinds = torch.tensor([q.TYPES.index(question.kind) for question in asked])
+        for kind in range(len(q.TYPES)):
+            here = right[kinds == kind]
+            if len(here):
+                self._accuracy[kind] = self._accuracy[kind] * _MEMORY + here.float().mean() * (1 - _MEMORY)
+        self._passed |= 100 * self._accuracy >= self._stage.focus_until
+
+
+def ask(
+    scenes: Scenes,
+    chosen: Sequence[int],
+    each: int,
+    weights: np.ndarray[tuple[int], np.dtype[np.float64]],
+    rng: np.random.Generator,
+) -> list[list[q.Question]]:
+    """Asks ``each`` questions about every chosen scene, types drawn by weight, answers balanced."""
+    asker = q.Asker(rng)
+    asked: list[list[q.Question]] = []
+    for scene in chosen:
+        about: list[q.Question] = []
+        kinds = iter(rng.choice(len(q.TYPES), 6 * each, p=weights).tolist())
+        while len(about) < each:
+            kind = q.TYPES[next(kinds, 0)]  # the first type can be asked about every scene
+            question = asker.ask(int(scene), kind, scenes.digits[scene], scenes.colours[scene])
+            if question is not None:
+                about.append(question)
+        asked.append(about)
+    return asked
+
+
+def _right(packed: Packed, scores: Tensor, target: Tensor) -> Tensor:
+    """Whether every answer token of each turn is the likeliest, bool [turns]."""
+    wrong = (scores.argmax(-1) != target).long()
+    return torch.zeros(len(packed.ends), dtype=torch.int64).index_add(0, packed.turn_of_target, wrong) == 0

@@ -1,0 +1,76 @@
+"""AdamW, its schedule and its state as named tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qtl_training.recipe import Optimizer
+
+Group = tuple[Sequence[tuple[str, nn.Parameter]], float]
+
+
+class ScheduledAdamW:
+    """AdamW over named parameters with warm-up, cosine and clipping by global norm.
+
+    Args:
+        settings: the recipe's.
+        steps: steps of the whole stage.
+        groups: named parameters and the highest learning rate of each group.
+    """
+
+    def __init__(self, settings: Optimizer, steps: int, groups: Iterable[Group]) -> None:
+        self._settings, self._steps = settings, steps
+        self._named: list[tuple[str, nn.Parameter]] = []
+        options = []
+        for named, lr in groups:
+            trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+            self._named += trained
+            for matrices in (True, False):
+                chosen = [parameter for _, parameter in trained if (parameter.ndim > 1) == matrices]
+                if chosen:
+                    decay = settings.weight_decay if matrices else 0.0
+                    options.append({"params": chosen, "lr": lr, "highest": lr, "weight_decay": decay})
+        self._adamw = torch.optim.AdamW(options, betas=(0.9, 0.98))
+
+    def step(self, loss: Tensor, step: int) -> float:
+        """Takes optimizer step number ``step`` (from 0) and returns its share of the highest rate."""
+        share = schedule(self._settings, step, self._steps)
+        for group in self._adamw.param_groups:
+            group["lr"] = group["highest"] * share
+        self._adamw.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([parameter for _, parameter in self._named], self._settings.clip)
+        self._adamw.step()
+        return share
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and step counts, named after their parameters."""
+        named = {}
+        for name, parameter in self._named:
+            for key, value in self._adamw.state.get(parameter, {}).items():
+                named[f"{name}/{key}"] = torch.as_tensor(value).detach().clone()
+        return named
+
+    def load(self, named: dict[str, Tensor]) -> None:
+        """Takes up a saved state."""
+        for name, parameter in self._named:
+            found = {
+                key.rpartition("/")[2]: value.clone()
+                for key, value in named.items()
+                if key.rpartition("/")[0] == name
+            }
+            if found:
+                self._adamw.state[parameter] = found
+
+
+def schedule(settings: Optimizer, step: int, steps: int) -> float:
+    """Share of the highest learning rate at ``step``: linear warm-up, then cosine to ``end``."""
+    warmup = max(1, round(settings.warmup * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return settings.end + (1 - settings.end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
