@@ -24,7 +24,7 @@ from typing import Any
 from qtl_core import exits, shipped
 from qtl_core.errors import LinkError, QtlError
 
-QUESTIONS = ("how many digits are there?", "which digit is centre?", "is any digit red?")
+QUESTIONS = ("how many digits are there?", "where is the 5?", "what colour is the digit middle left?")
 OUTPUT = Path("build") / "demo"
 # Generous, for machines that are busy with something else; nothing here takes long by itself.
 READY_TIMEOUT_S = 300.0
