@@ -2,7 +2,7 @@
 
 A question names what it looks for by a word's embedding. If a picture token says in the same space
 what its cell holds, and a place vector where it is, attention finds one by the other at once;
-without that, "where is the 5?" stays at chance for thousands of steps.
+without that, "where is the 5?" was learnt far more slowly.
 """
 
 from __future__ import annotations
