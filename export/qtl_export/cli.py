@@ -13,6 +13,7 @@ from typing import Final, NoReturn
 import click
 
 from qtl_core import __version__, exits, shipped
+from qtl_core.bundle import UNQUANTIZED_BITS
 from qtl_core.codes import MAX_LEVELS, MIN_LEVELS
 from qtl_core.errors import MissingExtra
 from qtl_export.config import BITS, ExportConfig, levels_of_bits
@@ -27,6 +28,7 @@ _EXAMPLE = """
 Examples:
   qtl-export --bits 2                      the shipped checkpoint to ./bundle
   qtl-export --levels 5 CHECKPOINT -o small
+  qtl-export --quantizer tiny -o tiny      the shipped checkpoint's smallest codes
   qtl-export --bits 16 -o baseline         unquantized features, the yardstick
   qtl-export --bits 2 --validate 3500      compare a million codes of the shipped model
 
@@ -50,6 +52,13 @@ Exit codes: 2 wrong command line, 3 pictures, 4 checkpoint, bundle or failed val
     type=click.IntRange(MIN_LEVELS, MAX_LEVELS),
     metavar="L",
     help="Levels per code, 2 to 256, instead of --bits.",
+)
+@click.option(
+    "--quantizer",
+    default="",
+    metavar="NAME",
+    help="One of the checkpoint's further quantizers (the shipped one has small and tiny), which also "
+    "brings its own number of levels.",
 )
 @click.option(
     "-o",
@@ -83,6 +92,7 @@ def cli(
     checkpoint: Path | None,
     bits: str | None,
     levels: int | None,
+    quantizer: str,
     output: Path | None,
     text: str,
     pictures: Path | None,
@@ -95,8 +105,10 @@ def cli(
     CHECKPOINT is a folder in Hugging Face's LLaVA layout with quantizers beside it; by default the one that
     comes with this package. The bundle is validated with the device's own code before it is put in place.
     """
-    if (bits is None) == (levels is None):
+    if (bits is not None and levels is not None) or not (bits or levels or quantizer):
         raise click.UsageError("give either --bits (1 to 8, or 16) or --levels (2 to 256)")
+    if bits == str(UNQUANTIZED_BITS) and quantizer:
+        raise click.UsageError("--bits 16 is the unquantized model; it goes with no --quantizer")
     defaults = []
     if checkpoint is None:
         checkpoint = shipped.digits()
@@ -108,8 +120,9 @@ def cli(
         click.echo(f"using {' and '.join(defaults)} (default)", err=True)
     config = ExportConfig(
         checkpoint=checkpoint,
-        levels=levels_of_bits(int(bits)) if bits is not None else levels or 0,
+        levels=levels if bits is None else levels_of_bits(int(bits)),
         output=output,
+        quantizer=quantizer,
         text="codes" if text == "codes" else "plain",
         pictures=pictures,
         validate=validate,

@@ -22,8 +22,10 @@ class ExportConfig:
 
     Attributes:
         checkpoint: the checkpoint's folder.
-        levels: L of the quantizer, 2 to 256; 0 exports unquantized half-precision features.
+        levels: L of the quantizer, 2 to 256; 0 exports unquantized half-precision features; None takes
+            the quantizer's own.
         output: the bundle's folder; a bundle that is there is replaced, nothing else is.
+        quantizer: which of the checkpoint's further vision quantizers to export; "" for its own.
         text: "plain" sends questions as text, "codes" as quantized embeddings.
         pictures: a folder of pictures to validate on; None takes the checkpoint's held-out ones.
         validate: how many pictures to validate on; None chooses, 0 does not validate.
@@ -35,15 +37,16 @@ class ExportConfig:
     """
 
     checkpoint: Path
-    levels: int
+    levels: int | None
     output: Path = Path(BUNDLE)
+    quantizer: str = ""
     text: Literal["plain", "codes"] = "plain"
     pictures: Path | None = None
     validate: int | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.levels != 0:
+        if self.levels:
             bits_of(self.levels)
         if self.validate is not None and self.validate < 0:
             raise InputError(f"cannot validate on {self.validate} pictures; give 0 (do not) or more")

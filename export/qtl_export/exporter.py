@@ -55,15 +55,16 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
     target = config.output.resolve()
     check_target(target)
     with progress.stage("loading the checkpoint"):
-        checkpoint = load_checkpoint(config.checkpoint)
-        agreement = Agreement.of(checkpoint, config.levels, config.text)
+        checkpoint = load_checkpoint(config.checkpoint, quantizer=config.quantizer)
+        levels = checkpoint.settings.vision.levels if config.levels is None else config.levels
+        agreement = Agreement.of(checkpoint, levels, config.text)
     n = pictures_to_validate(agreement) if config.validate is None else config.validate
     # Before the long part: a wrong folder should not cost minutes to find out.
     validate_on = held_out.gather(config.checkpoint, config.pictures, checkpoint.picture, n) if n else None
     with beside(target) as work:
         with progress.stage("exporting the client partition to ONNX"):
             (work / "client").mkdir()
-            export_graph(checkpoint, config.levels, work / "client")
+            export_graph(checkpoint, levels, work / "client")
             if config.text == "codes":
                 write_language(work / "client", checkpoint, agreement.text.levels)
         with progress.stage("writing the server half"):

@@ -4,18 +4,20 @@
     tokenizer.json, tokenizer_config.json, chat_template.jinja
     preprocessor_config.json              the tower's image processor
     qtl.json, qtl.safetensors             quantizers, place vectors and how to run them
+    quantizers/NAME/                      further vision quantizers for the same weights: qtl.json (their
+                                          settings) and qtl.safetensors
 
-transformers reads everything but the last line by itself.
+transformers reads everything but the last two by itself.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import torch
@@ -35,44 +37,55 @@ from qtl_core.errors import CheckpointError
 from qtl_core.nn import stem
 from qtl_core.nn.decoder import PictureDecoder
 from qtl_core.nn.model import SplitModel, TowerSettings, VisionEncoder
-from qtl_core.nn.quantizer import Quantizer, Scaling
+from qtl_core.nn.quantizer import Centre, Quantizer, Scaling
 
 SETTINGS_FILE = "qtl.json"
 WEIGHTS_FILE = "qtl.safetensors"
+QUANTIZERS_FOLDER = "quantizers"
 PROCESSOR_FILE = "preprocessor_config.json"
 IMAGE_TOKEN = "<image>"
 _RESAMPLE: dict[int, Literal["lanczos", "bilinear", "bicubic"]] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _MARK = "\x02question\x03"
+_Read = TypeVar("_Read")
 
 
 class QuantizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a ``Quantizer`` is built; ``k`` is its shape only, its values are weights.
+    """How a ``Quantizer`` is built.
 
     Attributes:
         code_dim: width of the codes.
         levels: L where nobody names another.
         scaling: "image" or "frozen".
         merge: side of the square of tokens that share a code vector.
-        k_levels: level counts that have a k of their own; empty for one k.
-        k_channels: whether each channel has its own k.
+        centre: of a channel under "frozen" scaling: "mean" or "median".
+        k: half the range in standard deviations to begin with; what was learnt is among the weights.
+        k_levels: level counts that have a k of their own; empty for one k at all of them.
+        k_channels: whether each channel has its own k (at each of ``k_levels``).
     """
 
     code_dim: int
     levels: int = 4
     scaling: Scaling = "image"
     merge: int = 1
+    centre: Centre = "mean"
+    k: float = 3.0
     k_levels: tuple[int, ...] = ()
     k_channels: bool = False
 
     def build(self, width: int, *, learn_k: bool = False) -> Quantizer:
         """A quantizer of this shape for features of ``width``."""
-        k: Any = 3.0
+        k: Any = [self.k] * self.code_dim if self.k_channels else self.k
         if self.k_levels:
-            k = dict.fromkeys(self.k_levels, 3.0)
-        elif self.k_channels:
-            k = [3.0] * self.code_dim
+            k = dict.fromkeys(self.k_levels, k)
         return Quantizer(
-            width, self.code_dim, self.levels, self.scaling, k, merge=self.merge, learn_k=learn_k
+            width,
+            self.code_dim,
+            self.levels,
+            self.scaling,
+            k,
+            merge=self.merge,
+            centre=self.centre,
+            learn_k=learn_k,
         )
 
 
@@ -100,6 +113,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 @dataclass(frozen=True)
+class FurtherQuantizer:
+    """A vision quantizer beside the checkpoint's own: another number of bytes for the same weights."""
+
+    settings: QuantizerSettings
+    module: Quantizer
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint.
 
@@ -109,7 +130,9 @@ class Checkpoint:
         model: both sides of the cut, in float32 and evaluation mode.
         tokenizer: the model's.
         processor: the image processor's configuration.
-        settings: what ``qtl.json`` says.
+        settings: what ``qtl.json`` says; ``settings.vision`` is the chosen quantizer's.
+        further: the further vision quantizers, by name.
+        quantizer: the one of them that is the model's; "" for the checkpoint's own.
         picture: how a picture is prepared for the tower.
         template: what stands around picture and question.
     """
@@ -122,13 +145,26 @@ class Checkpoint:
     settings: Settings
     picture: Picture
     template: Template
+    further: Mapping[str, FurtherQuantizer] = field(default_factory=dict)
+    quantizer: str = ""
+
+    @property
+    def quantizers(self) -> tuple[str, ...]:
+        """Names of the further vision quantizers, sorted."""
+        return tuple(sorted(self.further))
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | Path, *, quantizer: str = "") -> Checkpoint:
     """Reads a checkpoint folder.
 
+    Args:
+        path: the folder.
+        quantizer: name of one of its further vision quantizers, which then takes the place of the
+            checkpoint's own.
+
     Raises:
-        CheckpointError: if a file is missing or damaged, or the model is of another family.
+        CheckpointError: if a file is missing or damaged, there is no quantizer of that name, or the
+            model is of another family.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -137,10 +173,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
                  SETTINGS_FILE, WEIGHTS_FILE):  # fmt: skip
         if not (folder / name).is_file():
             raise CheckpointError(f"checkpoint {folder} has no {name}; is the download complete?")
-    try:
-        settings = msgspec.json.decode((folder / SETTINGS_FILE).read_bytes(), type=Settings)
-    except msgspec.DecodeError as error:
-        raise CheckpointError(f"{folder / SETTINGS_FILE} cannot be read: {error}") from error
+    settings = _read_settings(folder / SETTINGS_FILE, Settings)
     family = _read_json(folder / "config.json").get("model_type")
     if family != "llava":
         raise CheckpointError(f"checkpoint {folder} is of the family {family!r}; known here: 'llava'")
@@ -155,21 +188,25 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     processor = _read_json(folder / PROCESSOR_FILE)
     picture, tower = _picture_settings(processor, settings, llava.config)
     model = assemble(llava, settings, tower)
-    parts: dict[str, Tensor] = {**weights}
-    missing = {name for name, _ in _ours(model)} ^ set(parts)
-    if missing:
-        raise CheckpointError(
-            f"{folder / WEIGHTS_FILE} does not fit {SETTINGS_FILE}: {', '.join(sorted(missing))}"
-        )
-    for name, tensor in _ours(model):
-        if tensor.shape != parts[name].shape:
-            raise CheckpointError(
-                f"{folder / WEIGHTS_FILE}: {name} is {list(parts[name].shape)}, "
-                f"{SETTINGS_FILE} asks for {list(tensor.shape)}"
-            )
-        tensor.data.copy_(parts[name])
+    _take(dict(_ours(model)), weights, folder)
+    further = _read_further(folder, model.vision_quantizer.width)
+    if quantizer:
+        if quantizer not in further:
+            known = ", ".join(sorted(further)) or "none beside its own"
+            raise CheckpointError(f"checkpoint {folder} has no quantizer {quantizer!r}; it has {known}")
+        model.vision_quantizer = further[quantizer].module
+        settings = msgspec.structs.replace(settings, vision=further[quantizer].settings)
     return Checkpoint(
-        folder, llava, model.eval(), tokenizer, processor, settings, picture, split_template(tokenizer)
+        folder,
+        llava,
+        model.eval(),
+        tokenizer,
+        processor,
+        settings,
+        picture,
+        split_template(tokenizer),
+        further,
+        quantizer,
     )
 
 
@@ -199,6 +236,7 @@ def save_checkpoint(
     settings: Settings,
     tokenizer: PreTrainedTokenizerFast,
     processor: dict[str, Any],
+    further: Mapping[str, FurtherQuantizer] | None = None,
 ) -> None:
     """Writes a model as ``load_checkpoint`` reads it.
 
@@ -209,6 +247,7 @@ def save_checkpoint(
         settings: of quantizers and decoder.
         tokenizer: with its chat template.
         processor: the image processor's configuration.
+        further: further vision quantizers, by name.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -220,6 +259,19 @@ def save_checkpoint(
     (path / PROCESSOR_FILE).write_text(json.dumps(processor, indent=2) + "\n", "utf-8")
     (path / SETTINGS_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
     (path / WEIGHTS_FILE).write_bytes(save({name: t.detach().contiguous() for name, t in _ours(model)}))
+    for name, quantizer in (further or {}).items():
+        save_quantizer(path, name, quantizer)
+
+
+def save_quantizer(folder: str | Path, name: str, quantizer: FurtherQuantizer) -> None:
+    """Writes a further vision quantizer into a checkpoint, where ``load_checkpoint`` finds it by name."""
+    path = Path(folder) / QUANTIZERS_FOLDER / name
+    path.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().contiguous() for key, value in quantizer.module.state_dict().items()}
+    (path / SETTINGS_FILE).write_bytes(
+        msgspec.json.format(msgspec.json.encode(quantizer.settings), indent=2) + b"\n"
+    )
+    (path / WEIGHTS_FILE).write_bytes(save(state))
 
 
 @contextmanager
@@ -251,6 +303,45 @@ def split_template(tokenizer: PreTrainedTokenizerFast) -> Template:
     if not image or not question:
         raise CheckpointError(f"the chat template renders {text!r}: no {IMAGE_TOKEN} before the question")
     return Template(before_image=before, between=between, after_question=after)
+
+
+def _read_further(folder: Path, width: int) -> dict[str, FurtherQuantizer]:
+    found: dict[str, FurtherQuantizer] = {}
+    for file in sorted(folder.glob(f"{QUANTIZERS_FOLDER}/*/{SETTINGS_FILE}")):
+        settings = _read_settings(file, QuantizerSettings)
+        module = settings.build(width)
+        try:
+            weights = load_file(file.parent / WEIGHTS_FILE)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{file.parent / WEIGHTS_FILE} cannot be read: {_first_line(error)}"
+            ) from error
+        _take(module.state_dict(keep_vars=True), weights, file.parent)
+        found[file.parent.name] = FurtherQuantizer(settings, module.eval())
+    return found
+
+
+def _take(ours: Mapping[str, Tensor], weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Copies weights read from a folder; names and shapes must be those its settings ask for."""
+    missing = ours.keys() ^ weights.keys()
+    if missing:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE} does not fit {SETTINGS_FILE}: {', '.join(sorted(missing))}"
+        )
+    for name, tensor in ours.items():
+        if tensor.shape != weights[name].shape:
+            raise CheckpointError(
+                f"{folder / WEIGHTS_FILE}: {name} is {list(weights[name].shape)}, "
+                f"{SETTINGS_FILE} asks for {list(tensor.shape)}"
+            )
+        tensor.data.copy_(weights[name])
+
+
+def _read_settings(path: Path, kind: type[_Read]) -> _Read:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def _ours(model: SplitModel) -> list[tuple[str, Tensor]]:

@@ -11,8 +11,14 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from qtl_core.errors import CheckpointError
-from qtl_core.nn import stem
-from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint
+from qtl_core.nn import Quantizer, stem
+from qtl_core.nn.checkpoint import (
+    Checkpoint,
+    FurtherQuantizer,
+    QuantizerSettings,
+    load_checkpoint,
+    save_quantizer,
+)
 from qtl_training.run_folder import write
 
 
@@ -94,3 +100,35 @@ def test_no_folder(tmp_path: Path) -> None:
 def test_the_stem_says_which_patch_size_it_needs() -> None:
     with pytest.raises(ValueError, match="it must be 16"):
         stem.SiglipStemEmbeddings(stem.SiglipStemVisionConfig(patch_size=14, image_size=56))
+
+
+def test_a_further_quantizer_takes_the_place_of_the_checkpoints_own(
+    tiny_folder: Path, tiny: Checkpoint, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_folder, folder)
+    settings = QuantizerSettings(
+        code_dim=5, levels=3, scaling="frozen", merge=3, k_levels=(3,), k_channels=True
+    )
+    quantizer = settings.build(16)
+    save_quantizer(folder, "small", FurtherQuantizer(settings, quantizer))
+    chosen = load_checkpoint(folder, quantizer="small")
+    assert chosen.quantizers == ("small",) and chosen.quantizer == "small"
+    assert chosen.settings.vision == settings and chosen.settings.language == tiny.settings.language
+    assert torch.equal(chosen.model.vision_quantizer.in_proj.weight, quantizer.in_proj.weight)
+    own = load_checkpoint(folder)
+    assert own.quantizers == ("small",) and own.quantizer == ""
+    assert own.settings == tiny.settings
+
+
+def test_a_quantizer_that_is_not_there_is_named(tiny_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="no quantizer 'huge'; it has none"):
+        load_checkpoint(tiny_folder, quantizer="huge")
+
+
+def test_a_further_quantizer_that_does_not_fit_is_named(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_folder, folder)
+    save_quantizer(folder, "small", FurtherQuantizer(QuantizerSettings(code_dim=5), Quantizer(12, 5, 4)))
+    with pytest.raises(CheckpointError, match=r"small.*in_proj\.weight is \[5, 12\]"):
+        load_checkpoint(folder, quantizer="small")

@@ -177,3 +177,46 @@ def test_dequantizer_is_the_decode_of_the_quantizer() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Quantizer(**{"width": 4, "code_dim": 4, "levels": 4, **settings})  # type: ignore[arg-type]
+
+
+def test_k_for_each_channel_at_each_level_count() -> None:
+    quantizer = Quantizer(4, 3, 4, "frozen", {2: [1.0, 2.0, 3.0], 8: [3.0, 4.0, 5.0]})
+    assert quantizer.k.shape == (2, 3)
+    assert quantizer.k_for(2).tolist() == [1.0, 2.0, 3.0]
+    assert quantizer.k_for(4).tolist() == pytest.approx([2.0, 3.0, 4.0])  # half way on the log scale
+    z = torch.randn(1, 9, 3, generator=torch.Generator().manual_seed(1))
+    s = quantizer.scale(z, 2)
+    assert torch.allclose(s, torch.clamp(z / torch.tensor([1.0, 2.0, 3.0]), -1, 1))
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
+    quantizer.eval()
+    ours = quantizer.encode(x, 2).numpy()
+    assert np.array_equal(reference.encode(x.numpy(), quantizer.params(2)), ours)
+    with pytest.raises(ValueError, match="2 values"):
+        Quantizer(4, 3, 4, "frozen", {2: [1.0, 2.0]})
+
+
+def test_the_rate_of_values_that_are_codes_is_their_entropy() -> None:
+    quantizer = Quantizer(4, 2, 5)
+    codes = torch.tensor([[0, 2], [0, 2], [1, 2], [4, 2]]).repeat(8, 1)
+    s = quantizer.values(codes).requires_grad_()
+    assert quantizer.rate(s).item() == pytest.approx(1.5, abs=1e-5)  # 1/2, 1/4, 1/4; the other never varies
+
+
+def test_the_rate_pulls_features_towards_frequent_codes() -> None:
+    quantizer = Quantizer(4, 1, 3)
+    s = torch.tensor([0.0] * 30 + [0.6, -0.4])[:, None].requires_grad_()
+    quantizer.rate(s).backward()
+    assert s.grad is not None
+    assert s.grad[30] > 0 > s.grad[31]  # descent moves both towards the code in the middle
+
+
+def test_the_rate_weight_adds_to_the_loss() -> None:
+    quantizer = Quantizer(8, 4, 4, "frozen")
+    x = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(2))
+    quantizer.eval()
+    _, plain = quantizer(x)
+    quantizer.rate_weight = 0.1
+    _, with_rate = quantizer(x)
+    bits = quantizer.rate(quantizer.scale(quantizer.project(x)))
+    assert 0 < bits.item() <= 4 * 2
+    assert with_rate.item() == pytest.approx(plain.item() + 0.1 * bits.item(), rel=1e-5)

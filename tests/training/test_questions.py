@@ -97,3 +97,44 @@ def test_accuracy_is_the_mean_over_types_then_families() -> None:
 def test_unknown_splits_are_refused(call) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="unknown split"):
         call()
+
+
+def test_an_asker_goes_on_where_another_stopped() -> None:
+    drawn = scenes.sample("train", 60, 3)
+
+    def asked(asker: q.Asker, part: range) -> list[q.Question | None]:
+        return [
+            asker.ask(scene, kind, drawn.digits[scene], drawn.colours[scene])
+            for scene in part
+            for kind in q.TYPES
+        ]
+
+    rng = np.random.default_rng(4)
+    first = q.Asker(rng)
+    asked(first, range(30))
+    state = rng.bit_generator.state
+    whole = asked(first, range(30, 60))
+    rng.bit_generator.state = state
+    halfway = q.Asker(np.random.default_rng(4))
+    asked(halfway, range(30))
+    again = asked(q.Asker(rng, given=halfway.given), range(30, 60))
+    assert again == whole
+    assert asked(q.Asker(np.random.default_rng(4)), range(30, 60)) != whole
+
+
+def test_answers_stay_balanced_from_asker_to_asker() -> None:
+    drawn = scenes.sample("train", 3000, 8)
+    rng = np.random.default_rng(1)
+
+    def counts(keep: bool) -> Counter[str]:
+        given, found = None, Counter[str]()
+        for start in range(0, 3000, 30):
+            asker = q.Asker(rng, given=given)
+            for scene in range(start, start + 30):
+                question = asker.ask(scene, "count_digit", drawn.digits[scene], drawn.colours[scene])
+                found.update([question.answer] if question else [])
+            given = asker.given if keep else None
+        return found
+
+    forgetful, steady = counts(False), counts(True)
+    assert steady["4"] / steady.total() > 1.5 * forgetful["4"] / forgetful.total()

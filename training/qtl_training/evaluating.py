@@ -17,14 +17,21 @@ from qtl_training.features import tower_features
 
 
 def evaluate_checkpoint(
-    folder: Path, split: str, levels: Sequence[int], *, text_levels: int | None = None, progress: bool = True
+    folder: Path,
+    split: str,
+    levels: Sequence[int],
+    *,
+    quantizer: str = "",
+    text_levels: int | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Accuracy in percent at each level count, both sides of the cut in one process.
 
     Args:
         folder: the checkpoint.
         split: "validation" or "test".
-        levels: level counts; 0 is the unquantized model.
+        levels: level counts; 0 is the unquantized model. Empty: the quantizer's own.
+        quantizer: one of the checkpoint's further quantizers; "" for its own.
         text_levels: L of the language quantizer; None where questions travel as text.
         progress: whether to show bars.
 
@@ -32,18 +39,19 @@ def evaluate_checkpoint(
         ``split``, ``n``, ``question_only`` and ``question_only_types``, and ``table``: for each level
         count ``levels, bits, payload_bytes, accuracy{family, macro}, types``.
     """
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load_checkpoint(folder, quantizer=quantizer)
     data = question_set(split)
     features = tower_features(checkpoint.model.vision, data.scenes, progress=progress)
     guess, guess_types = question_only(data.questions)
-    quantizer = checkpoint.model.vision_quantizer
+    coder = checkpoint.model.vision_quantizer
     tokens = features.shape[1]
+    counts = levels or [checkpoint.settings.vision.levels]
     rows = []
-    for count in tqdm(levels, desc="level counts", disable=not progress or None):
+    for count in tqdm(counts, desc="level counts", disable=not progress or None):
         right = answered_right(checkpoint, features, data.questions, count or None, text_levels=text_levels)
         by_family, by_type = share_right(data.questions, right)
-        codes = tokens // quantizer.merge**2 * quantizer.code_dim
-        size = packed_size(codes, count) if count else 2 * tokens * quantizer.width
+        codes = tokens // coder.merge**2 * coder.code_dim
+        size = packed_size(codes, count) if count else 2 * tokens * coder.width
         rows.append(
             {
                 "levels": count,
@@ -55,6 +63,7 @@ def evaluate_checkpoint(
         )
     return {
         "split": split,
+        "quantizer": quantizer,
         "n": len(data.questions),
         "text_levels": text_levels,
         "question_only": guess,

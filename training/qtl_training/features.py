@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,13 @@ from qtl_core.nn.model import VisionEncoder
 from qtl_training.digits.scenes import Scenes, render
 
 _BATCH = 64
+
+
+class Features(Protocol):
+    """The tower's features of a stage's scenes: a tensor that is kept, or whatever makes them on demand."""
+
+    def __getitem__(self, index: Any, /) -> Tensor:
+        """Features [scenes, tokens, tower width] of a slice or a list of scenes."""
 
 
 class _Pictures(Dataset[NDArray[np.uint8]]):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from qtl_core import shipped
-from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint
+from qtl_core.nn.checkpoint import Checkpoint, FurtherQuantizer, load_checkpoint
 from qtl_training.build import build_checkpoint
 from qtl_training.recipe import Recipe, Stage, TowerStage
 from qtl_training.run_folder import RunFolder, write
@@ -119,10 +121,26 @@ def _stage(checkpoint: Checkpoint, stage: Stage, seed: int, *, resumed: bool, pr
 
 def _start(recipe: Recipe, folder: Path) -> Checkpoint:
     if recipe.model is None:
-        return load_checkpoint(shipped.digits() if recipe.start == "shipped" else recipe.start)
+        checkpoint = load_checkpoint(shipped.digits() if recipe.start == "shipped" else recipe.start)
+        return _requantized(checkpoint, recipe)
     place = folder / ".new"
     shutil.rmtree(place, ignore_errors=True)
     build_checkpoint(place, recipe.model, recipe.name, recipe.seed)
     checkpoint = load_checkpoint(place)
     shutil.rmtree(place)
-    return checkpoint
+    return _requantized(checkpoint, recipe)
+
+
+def _requantized(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """The checkpoint with the recipe's new vision quantizers; those of other names stay."""
+    torch.manual_seed(recipe.seed)
+    width = checkpoint.model.vision_quantizer.width
+    further = dict(checkpoint.further)
+    for name, shape in recipe.further.items():
+        further[name] = FurtherQuantizer(shape, shape.build(width))
+    checkpoint = dataclasses.replace(checkpoint, further=further)
+    if recipe.vision is None:
+        return checkpoint
+    checkpoint.model.vision_quantizer = recipe.vision.build(width)
+    settings = msgspec.structs.replace(checkpoint.settings, vision=recipe.vision)
+    return dataclasses.replace(checkpoint, settings=settings)

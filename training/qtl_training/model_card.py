@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint
+from qtl_core.nn.checkpoint import QUANTIZERS_FOLDER, Checkpoint, load_checkpoint
 from qtl_training.digits.questions import FAMILIES
 
 _MADE_BY = """\
@@ -38,7 +39,10 @@ def model_card(card: dict[str, Any], folder: Path) -> str:
         card: what ``publish`` returns.
         folder: the checkpoint.
     """
-    parts = [_head(load_checkpoint(folder)), _MADE_BY, _by_bits(card), _by_type(card), _LIMITS]
+    checkpoint = load_checkpoint(folder)
+    parts = [_head(checkpoint), _MADE_BY, _by_bits(card), _by_type(card)]
+    parts += [_further(checkpoint, card)] if checkpoint.quantizers else []
+    parts.append(_LIMITS)
     return "\n".join(parts)
 
 
@@ -100,6 +104,34 @@ def _by_bits(card: dict[str, Any]) -> str:
     coded = card["test_coded_text"]["table"][0]["accuracy"]["macro"]
     lines += ["", f'With the question coded as well (`text = "codes"`, 2 bits for both): {coded:.2f}.', ""]
     return "\n".join(lines)
+
+
+def _further(checkpoint: Checkpoint, card: dict[str, Any]) -> str:
+    baseline = row_at(card["test"][card["chosen"]], 0)["accuracy"]["macro"]
+    lines = [
+        "## Further quantizers",
+        "",
+        "Fewer codes for the same weights: `qtl-export --quantizer NAME`. Each was trained alone, everything",
+        "else held still, and chosen on the validation split; the last column is mean and standard deviation",
+        f"over the seeds. Unquantized: {baseline:.2f}.",
+        "",
+        "| quantizer | tokens x codes | levels | packed, bytes | test | test, all seeds |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in checkpoint.quantizers:
+        folder = checkpoint.path / QUANTIZERS_FOLDER / name
+        settings = load_checkpoint(checkpoint.path, quantizer=name).settings.vision
+        found = json.loads((folder / "card.json").read_text("utf-8"))
+        rows = [result["table"][0] for result in found["test"]]
+        spread = [row["accuracy"]["macro"] for row in rows]
+        deviation = float(np.std(spread, ddof=1)) if len(spread) > 1 else 0.0
+        row = rows[found["chosen"]]
+        tokens = checkpoint.llava.config.image_seq_length // settings.merge**2
+        lines.append(
+            f"| `{name}` | {tokens} x {settings.code_dim} | {row['levels']} | {row['payload_bytes']:,} | "
+            f"{row['accuracy']['macro']:.2f} | {np.mean(spread):.2f} ± {deviation:.2f} |"
+        )
+    return "\n".join([*lines, ""])
 
 
 def _by_type(card: dict[str, Any]) -> str:

@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from qtl_core.errors import StorageError
+from qtl_core.errors import CheckpointError, StorageError
+from qtl_core.nn.checkpoint import (
+    QUANTIZERS_FOLDER,
+    Checkpoint,
+    FurtherQuantizer,
+    load_checkpoint,
+    save_quantizer,
+)
 from qtl_training.digits import questions as q
 from qtl_training.digits.scenes import Scenes, render, sample
 from qtl_training.evaluating import evaluate_checkpoint
@@ -32,7 +40,7 @@ def publish(candidates: Sequence[Path], folder: Path, *, progress: bool = True) 
 
     Args:
         candidates: checkpoint folders, one for each seed of the quantizer fine-tune.
-        folder: where to write; a checkpoint that is there is replaced.
+        folder: where to write; a checkpoint that is there is replaced, its further quantizers included.
         progress: whether to show bars.
 
     Returns:
@@ -63,9 +71,63 @@ def publish(candidates: Sequence[Path], folder: Path, *, progress: bool = True) 
     return card
 
 
+def publish_quantizer(
+    candidates: Sequence[Path], folder: Path, name: str, *, progress: bool = True
+) -> dict[str, Any]:
+    """Writes the best of several vision quantizers into a checkpoint, under a name.
+
+    Args:
+        candidates: checkpoint folders, one for each seed; each is ``folder`` but for its vision quantizer.
+        folder: the checkpoint.
+        name: of the quantizer; one that is there under it is replaced.
+        progress: whether to show bars.
+
+    Returns:
+        What the quantizer's ``card.json`` holds.
+
+    Raises:
+        CheckpointError: if a candidate cannot be read, or was trained for other weights.
+        StorageError: if the folder cannot be written.
+    """
+    ours = load_checkpoint(folder)
+    for path in candidates:
+        _check_same(ours, load_checkpoint(path))
+    choice = [evaluate_checkpoint(path, "validation", (), progress=progress) for path in candidates]
+    best = int(np.argmax([result["table"][0]["accuracy"]["macro"] for result in choice]))
+    chosen = load_checkpoint(candidates[best])
+    card = {
+        "chosen": best,
+        "choice": choice,
+        "test": [evaluate_checkpoint(path, "test", (), progress=progress) for path in candidates],
+    }
+    try:
+        save_quantizer(folder, name, FurtherQuantizer(chosen.settings.vision, chosen.model.vision_quantizer))
+        beside = folder / QUANTIZERS_FOLDER / name
+        (beside / "card.json").write_text(json.dumps(_rounded(card), indent=1) + "\n", "utf-8")
+        whole = json.loads((folder / "card.json").read_text("utf-8"))
+        (folder / "README.md").write_text(model_card(whole, folder), "utf-8")
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
+    return card
+
+
+def _check_same(ours: Checkpoint, theirs: Checkpoint) -> None:
+    """All weights but the vision quantizer's must be the same."""
+    mine, other = ours.model.state_dict(), theirs.model.state_dict()
+    for key in sorted(mine.keys() | other.keys()):
+        if key.startswith("vision_quantizer."):
+            continue
+        if key not in mine or key not in other or not torch.equal(mine[key], other[key]):
+            raise CheckpointError(
+                f"{theirs.path} was trained for other weights than {ours.path} has ({key} differs); "
+                f"train its quantizer from there: qtl-train local RECIPE --start {ours.path}"
+            )
+
+
 def write_beside(checkpoint: Path, folder: Path) -> None:
     """Copies a checkpoint and adds held-out pictures with questions, and an example picture."""
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / QUANTIZERS_FOLDER, ignore_errors=True)  # they fit the weights that go
     for file in checkpoint.iterdir():
         shutil.copyfile(file, folder / file.name)
     scenes = sample("validation", _HELD_OUT_SCENES, _HELD_OUT_SEED)

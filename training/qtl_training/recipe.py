@@ -73,6 +73,22 @@ class TowerStage(
     optimizer: Optimizer
 
 
+class Further(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a further vision quantizer learns along with the checkpoint's own, at its own level count.
+
+    Attributes:
+        share: of the steps; the others take the checkpoint's own.
+        rate_weight: as in the stage.
+        rotation: as in the stage.
+        in_proj_lr: as in the stage.
+    """
+
+    share: float
+    rate_weight: float = 0.0
+    rotation: Literal["random", "independent"] = "random"
+    in_proj_lr: float | None = None
+
+
 class LanguageStage(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="language"
 ):
@@ -96,10 +112,19 @@ class LanguageStage(
             leaves it. Place vectors start at 1: much larger picture tokens drown them.
         align: weight of the alignment loss: each picture token and place vector should name digit,
             colour, row and column in the space of the words' embeddings.
-        fit_quantizers: initialise the quantizers from features first.
+        fit_quantizers: initialise the quantizers that learn from features first.
+        rotation: how ``fit_quantizers`` rotates the principal directions of picture features: "random"
+            spreads what they say evenly over the codes; "independent" finds directions of their own for
+            features that come and go independently, whose codes rarely change and cost few bits.
+        rate_weight: weight of the estimated bits of a coded token in the loss: the knob from bytes to
+            accuracy; 0 spends what the level count allows.
+        further: further vision quantizers that learn in some of the steps, by name. "vision_quantizer" in
+            ``train`` stands for all of them.
         train: which parts learn: "connector", "decoder", "vision_quantizer", "language_quantizer".
         optimizer: for connector and decoder.
         quantizer_lr: highest learning rate of the quantizers.
+        in_proj_lr: highest learning rate of the quantizers' ``in_proj``; none given: ``quantizer_lr``. 0
+            keeps a fitted one, whose few large weights Adam's even steps would soon wear down.
         k_lr: highest learning rate of k.
     """
 
@@ -119,9 +144,13 @@ class LanguageStage(
     picture_scale: float = 0.0
     align: float = 0.0
     fit_quantizers: bool = False
+    rotation: Literal["random", "independent"] = "random"
+    rate_weight: float = 0.0
+    further: dict[str, Further] = {}
     train: tuple[str, ...] = ("connector", "decoder")
     optimizer: Optimizer
     quantizer_lr: float = 1e-3
+    in_proj_lr: float | None = None
     k_lr: float = 1e-2
 
 
@@ -136,6 +165,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         seed: of everything random.
         start: a checkpoint folder to start from, "shipped" for the shipped one, "" to build ``model``.
         model: shapes of the model to build.
+        vision: a new vision quantizer for the checkpoint to start from, in place of its own.
+        further: new further vision quantizers, by name.
         stages: run in order.
         checkpoint_every: seconds between checkpoints of a run.
         log_every: steps between lines of the log.
@@ -145,6 +176,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: int = 1
     start: str = ""
     model: ModelRecipe | None = None
+    vision: QuantizerSettings | None = None
+    further: dict[str, QuantizerSettings] = {}
     stages: tuple[Stage, ...] = ()
     checkpoint_every: float = 60.0
     log_every: int = 50
@@ -176,6 +209,8 @@ def _check(recipe: Recipe, file: Path) -> None:
         raise RecipeError(
             f"recipe {file}: give either `start` (a checkpoint) or a [model] to build, not both"
         )
+    if recipe.model is not None and recipe.vision is not None:
+        raise RecipeError(f"recipe {file}: a [model] names its quantizers itself; remove [vision]")
     if not recipe.stages:
         raise RecipeError(f"recipe {file}: no [[stages]]")
     for number, stage in enumerate(recipe.stages, 1):
@@ -186,6 +221,12 @@ def _check(recipe: Recipe, file: Path) -> None:
             if stage.part not in ("stem", "tower"):
                 raise RecipeError(f'{where}: part {stage.part!r} is neither "stem" nor "tower"')
             continue
+        weights = [stage.rate_weight, *(further.rate_weight for further in stage.further.values())]
+        if min(weights) < 0:
+            raise RecipeError(f"{where}: rate_weight is {min(weights)}, it cannot be negative")
+        shares = [further.share for further in stage.further.values()]
+        if min(shares, default=0) < 0 or sum(shares) > 1:
+            raise RecipeError(f"{where}: the shares of further quantizers are not between 0 and 1 together")
         unknown = set(stage.train) - _PARTS
         if unknown:
             raise RecipeError(

@@ -38,6 +38,7 @@ class _Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int
     start: str
     stages: list[Any]
+    quantizers: Any = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ class RunFolder:
         progress = msgspec.json.decode((folder / "run.json").read_bytes(), type=_Progress)
         ours = self._progress(progress.stage, progress.step)
         begun = progress.stage + (progress.step > 0)
-        same = (ours.seed, ours.start) == (progress.seed, progress.start)
+        same = (ours.seed, ours.start, ours.quantizers) == (
+            progress.seed, progress.start, progress.quantizers
+        )  # fmt: skip
         if not same or ours.stages[:begun] != progress.stages[:begun]:
             raise RecipeError(
                 f"run folder {self.path} was begun with other settings than {self._recipe.name!r} has; "
@@ -136,8 +139,10 @@ class RunFolder:
 
     def _progress(self, stage: int, step: int) -> _Progress:
         # Through JSON, so that it compares with what was read from JSON.
-        stages = msgspec.json.decode(msgspec.json.encode(self._recipe.stages))
-        return _Progress(stage, step, self._recipe.seed, self._recipe.start, stages)
+        recipe = self._recipe
+        ours = [recipe.stages, [recipe.vision, recipe.further]]
+        stages, quantizers = msgspec.json.decode(msgspec.json.encode(ours))
+        return _Progress(stage, step, recipe.seed, recipe.start, stages, quantizers)
 
     def _snapshots(self) -> list[Path]:
         return sorted(path.parent for path in self.path.glob("[0-9]*-[0-9]*/run.json"))
@@ -152,4 +157,5 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         checkpoint.settings,
         checkpoint.tokenizer,
         checkpoint.processor,
+        checkpoint.further,
     )

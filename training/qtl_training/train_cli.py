@@ -38,6 +38,7 @@ _PUBLISH_EXAMPLE = """\
 \b
 Example:
   qtl-train publish runs/quantizer-*/checkpoint -o examples/digits
+  qtl-train publish --quantizer tiny runs/tiny-*/checkpoint -o examples/digits
 """
 
 
@@ -112,6 +113,12 @@ def local(
 )
 @click.option("--levels", type=click.IntRange(2, 256), multiple=True, help="Level count. May be repeated.")
 @click.option(
+    "--quantizer",
+    default="",
+    metavar="NAME",
+    help="One of the checkpoint's further quantizers, by default at its own number of levels.",
+)
+@click.option(
     "--text-bits", type=click.IntRange(1, 8), help="Also pass questions through the language quantizer."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
@@ -120,6 +127,7 @@ def evaluate(
     split: str,
     bits: tuple[str, ...],
     levels: tuple[int, ...],
+    quantizer: str,
     text_bits: int | None,
     as_json: bool,
 ) -> None:
@@ -135,7 +143,8 @@ def evaluate(
     result = evaluate_checkpoint(
         checkpoint,
         split,
-        counts or [0, *(2**width for width in range(1, 9))],
+        counts or ([] if quantizer else [0, *(2**width for width in range(1, 9))]),
+        quantizer=quantizer,
         text_levels=None if text_bits is None else 2**text_bits,
         progress=sys.stderr.isatty(),
     )
@@ -147,12 +156,24 @@ def evaluate(
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where to write."
 )
-def publish(candidates: tuple[Path, ...], output: Path) -> None:
+@click.option(
+    "--quantizer",
+    default="",
+    metavar="NAME",
+    help="Publish only the vision quantizer, under this name, into the checkpoint at DIR.",
+)
+def publish(candidates: tuple[Path, ...], output: Path, quantizer: str) -> None:
     """Choose the best of several checkpoints on the validation split; write it with its model card."""
     need_train()
     from qtl_training.publishing import publish as publish_best
+    from qtl_training.publishing import publish_quantizer
 
-    card = publish_best(candidates, output, progress=sys.stderr.isatty())
+    progress = sys.stderr.isatty()
+    if quantizer:
+        card = publish_quantizer(candidates, output, quantizer, progress=progress)
+        click.echo(f"{candidates[card['chosen']]} -> quantizer {quantizer!r} of {output}")
+        return
+    card = publish_best(candidates, output, progress=progress)
     click.echo(f"{candidates[card['chosen']]} -> {output}; model card in {output / 'README.md'}")
 
 

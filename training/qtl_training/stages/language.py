@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qtl_core.errors import RecipeError
 from qtl_core.nn.checkpoint import Checkpoint
+from qtl_core.nn.quantizer import Quantizer
 from qtl_training.digits import questions as q
 from qtl_training.digits.scenes import Scenes, sample
-from qtl_training.features import tower_features
+from qtl_training.features import Features, tower_features
 from qtl_training.packing import Packed, Turn, Vocabulary, embed, pack
 from qtl_training.recipe import LanguageStage
 from qtl_training.stages.alignment import Alignment
+from qtl_training.stages.independence import independent
 from qtl_training.stages.optimizing import Group, ScheduledAdamW
 
 _FIT_PICTURES = 512
@@ -34,6 +38,8 @@ class LanguageTraining:
         seed: of scenes, questions and sampled levels.
         resumed: whether the model has been trained in this stage before.
         progress: whether to show a bar while features are computed.
+        features: the tower's features of the stage's scenes, where they are kept or come from elsewhere;
+            computed here otherwise.
     """
 
     def __init__(
@@ -44,18 +50,24 @@ class LanguageTraining:
         *,
         resumed: bool = False,
         progress: bool = True,
+        features: Features | None = None,
     ) -> None:
         self.steps = stage.stop or stage.steps
         self._stage, self._seed = stage, seed
         self._model = model = checkpoint.model
+        self._quantizers = self._prepared_quantizers(checkpoint)
         self._vocabulary = Vocabulary(checkpoint)
         self._alignment = Alignment(self._vocabulary)
         self._scenes = sample("train", stage.scenes, seed)
-        self._features = tower_features(model.vision, self._scenes, progress=progress)
+        if features is None:
+            features = tower_features(model.vision, self._scenes, progress=progress)
+        self._features: Features = features
         if not resumed:
             self._prepare()
         self._accuracy = torch.zeros(len(q.TYPES))
         self._passed = torch.zeros(len(q.TYPES), dtype=torch.bool)
+        # Kept from step to step: within one step the rarest answers hardly ever come up.
+        self._given = q.Asker(np.random.default_rng()).given
         self._optimizer = ScheduledAdamW(stage.optimizer, stage.steps, self._groups())
 
     def run_step(self, step: int) -> dict[str, float]:
@@ -63,16 +75,20 @@ class LanguageTraining:
         stage, model = self._stage, self._model
         model.vision.tower.eval()
         rng = np.random.default_rng([self._seed, step, 11])
-        levels = self._sample_levels(rng)
+        name = self._sample_quantizer(rng)
+        quantizer = self._quantizers[name]
+        levels = quantizer.levels if name else self._sample_levels(rng)
         chosen = rng.choice(len(self._scenes), stage.scenes_a_step, replace=False).tolist()
-        asked = ask(self._scenes, chosen, stage.questions, self._weights(), rng)
+        asker = q.Asker(rng, given=self._given)
+        asked = ask(self._scenes, chosen, stage.questions, self._weights(), asker, rng)
+        self._given = asker.given
         rows = [[self._turn(question, rng) for question in questions] for questions in asked]
         text_levels = (levels or 256) if rng.random() < stage.text_codes else None
         features = model.vision.connector(self._features[chosen].float())
-        restored, loss = model.cross(features, levels)
+        restored, loss = (features, features.new_zeros(())) if levels is None else quantizer(features, levels)
         packed = pack(rows, self._vocabulary, model.decoder, restored.shape[1])
-        quantizer = model.language_quantizer if text_levels is not None else None
-        embeddings, text_loss = embed(packed, restored, model.decoder, quantizer, text_levels)
+        for_text = model.language_quantizer if text_levels is not None else None
+        embeddings, text_loss = embed(packed, restored, model.decoder, for_text, text_levels)
         hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
         row, place, target = packed.targets.T
         scores = model.decoder.logits(hidden[row, place])
@@ -97,11 +113,13 @@ class LanguageTraining:
     def state(self) -> dict[str, Tensor]:
         """Everything beyond the model's own weights that the next step depends on."""
         optimizer = {f"optimizer.{name}": value for name, value in self._optimizer.state().items()}
-        return {"accuracy": self._accuracy, "passed": self._passed, **optimizer}
+        given = torch.from_numpy(self._given)
+        return {"accuracy": self._accuracy, "passed": self._passed, "given": given, **optimizer}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Takes up a saved state."""
         self._accuracy, self._passed = state["accuracy"].clone(), state["passed"].clone()
+        self._given = state["given"].numpy().copy()
         self._optimizer.load(
             {k.removeprefix("optimizer."): v for k, v in state.items() if k.startswith("optimizer.")}
         )
@@ -114,24 +132,36 @@ class LanguageTraining:
             "vision_quantizer": model.vision_quantizer,
             "language_quantizer": model.language_quantizer,
         }
+        if "tower" in stage.train:
+            parts["tower"] = model.vision.tower
+        for name, quantizer in self._quantizers.items():
+            if name:
+                parts[f"{name}.vision_quantizer"] = quantizer
         groups: list[Group] = []
         for name, module in parts.items():
             named = list(module.named_parameters(prefix=name))
+            trained = name.rpartition(".")[2] in stage.train
             for _, parameter in named:
-                parameter.requires_grad_(name in stage.train)
-            if name not in stage.train:
+                parameter.requires_grad_(trained)
+            if not trained:
                 continue
             if not name.endswith("quantizer"):
                 groups.append((named, stage.optimizer.lr))
                 continue
-            groups.append(([pair for pair in named if not pair[0].endswith(".k")], stage.quantizer_lr))
-            groups.append(([pair for pair in named if pair[0].endswith(".k")], stage.k_lr))
+            of = stage.further.get(name.rpartition(".")[0], stage)
+            in_proj_lr = stage.quantizer_lr if of.in_proj_lr is None else of.in_proj_lr
+            rates = {".k": stage.k_lr, ".in_proj.weight": in_proj_lr, ".in_proj.bias": in_proj_lr}
+            for name, parameter in named:
+                lr = next((lr for end, lr in rates.items() if name.endswith(end)), stage.quantizer_lr)
+                groups.append(([(name, parameter)], lr))
         return groups
 
     @torch.no_grad()
     def _prepare(self) -> None:
         """What the stage changes once, before its first step."""
         model, stage = self._model, self._stage
+        if not stage.picture_scale and not stage.fit_quantizers:
+            return
         pictures = model.vision.connector(self._features[:_FIT_PICTURES].float())
         if stage.picture_scale:
             last: Any = model.vision.connector.linear_2
@@ -144,10 +174,39 @@ class LanguageTraining:
 
     @torch.no_grad()
     def _fit(self, pictures: Tensor) -> None:
-        model = self._model
-        model.vision_quantizer.fit(pictures, seed=self._seed)
+        model, train = self._model, self._stage.train
+        if "vision_quantizer" in train:
+            for name, quantizer in self._quantizers.items():
+                rotation = self._stage.further[name].rotation if name else self._stage.rotation
+                chosen = {"rotate": partial(independent, seed=self._seed)} if rotation != "random" else {}
+                quantizer.fit(pictures, seed=self._seed, **chosen)
+        if "language_quantizer" not in train:
+            return
         ids = sorted({token for text in q.every_wording() for token in self._vocabulary.ids(text)})
         model.language_quantizer.fit(model.decoder.embed(torch.tensor(ids))[None], seed=self._seed)
+
+    def _prepared_quantizers(self, checkpoint: Checkpoint) -> dict[str, Quantizer]:
+        """The vision quantizers of this stage by name, the model's own under ""."""
+        quantizers = {"": checkpoint.model.vision_quantizer}
+        quantizers[""].rate_weight = self._stage.rate_weight
+        for name, further in self._stage.further.items():
+            if name not in checkpoint.further:
+                known = ", ".join(checkpoint.quantizers) or "none"
+                raise RecipeError(
+                    f"a stage trains the further quantizer {name!r}; the checkpoint has {known}"
+                )
+            quantizers[name] = checkpoint.further[name].module
+            quantizers[name].rate_weight = further.rate_weight
+        for quantizer in quantizers.values():
+            quantizer.train()
+        return quantizers
+
+    def _sample_quantizer(self, rng: np.random.Generator) -> str:
+        if not self._stage.further:
+            return ""
+        names = list(self._stage.further)
+        shares = [self._stage.further[name].share for name in names]
+        return str(rng.choice([*names, ""], p=[*shares, 1 - sum(shares)]))
 
     def _sample_levels(self, rng: np.random.Generator) -> int | None:
         stage = self._stage
@@ -193,10 +252,10 @@ def ask(
     chosen: Sequence[int],
     each: int,
     weights: np.ndarray[tuple[int], np.dtype[np.float64]],
+    asker: q.Asker,
     rng: np.random.Generator,
 ) -> list[list[q.Question]]:
     """Asks ``each`` questions about every chosen scene, types drawn by weight, answers balanced."""
-    asker = q.Asker(rng)
     asked: list[list[q.Question]] = []
     for scene in chosen:
         about: list[q.Question] = []

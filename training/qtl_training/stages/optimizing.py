@@ -30,7 +30,7 @@ class ScheduledAdamW:
             trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
             self._named += trained
             for matrices in (True, False):
-                chosen = [parameter for _, parameter in trained if (parameter.ndim > 1) == matrices]
+                chosen = [p for name, p in trained if (p.ndim > 1 and not name.endswith(".k")) == matrices]
                 if chosen:
                     decay = settings.weight_decay if matrices else 0.0
                     options.append({"params": chosen, "lr": lr, "highest": lr, "weight_decay": decay})
