@@ -97,25 +97,6 @@ def test_the_best_of_the_candidates_is_published_by_name(tiny_folder: Path, tmp_
     assert result["quantizer"] == "few" and result["table"][0]["levels"] == 3
 
 
-def test_further_quantizers_learn_along(tiny_folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / "along.toml"
-    text = RECIPE.replace("START", str(tiny_folder)).replace("TRAIN", '["decoder", "vision_quantizer"]')
-    text = text.replace("[vision]", "[further.few]").replace("levels = [3]\nfit", "levels = [0, 4]\nfit")
-    text = text.replace("steps = 3", "steps = 8").replace("rate_weight = 0.01\n", "")
-    text += '[stages.further.few]\nshare = 0.5\nrate_weight = 0.01\nrotation = "independent"\n'
-    file.write_text(text)
-    finished = load_checkpoint(train(read_recipe(file), tmp_path / "along", progress=False))
-    assert finished.quantizers == ("few",)
-    before = load_checkpoint(tiny_folder)
-    few = load_checkpoint(finished.path, quantizer="few").model.vision_quantizer
-    assert few.k.shape == (1, 4) and not torch.equal(few.k, torch.full((1, 4), 3.0))
-    own = finished.model.vision_quantizer.in_proj.weight
-    assert not torch.equal(own, before.model.vision_quantizer.in_proj.weight)
-    file.write_text(text.replace("[further.few]", "[further.other]"))
-    with pytest.raises(RecipeError, match="trains the further quantizer 'few'; the checkpoint has other"):
-        train(read_recipe(file), tmp_path / "other", progress=False)
-
-
 def test_a_quantizer_for_other_weights_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     other = run(tmp_path, tiny_folder, '["decoder", "vision_quantizer"]')
     with pytest.raises(CheckpointError, match=r"was trained for other weights .* \(decoder"):

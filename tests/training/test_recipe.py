@@ -37,7 +37,6 @@ def test_every_recipe_of_ours_reads(path: Path) -> None:
         (("scenes = 2", "scenes = 2\nlevels = [1]"), "levels 1 is not 0"),
         (("scenes = 2", "scenes = 2\nlevels = [2, 4]\nweights = [1.0]"), "1 weights for 2 levels"),
         (("scenes = 2", "scenes = 2\nrate_weight = -1.0"), "rate_weight is -1.0"),
-        (("scenes = 2", "scenes = 2\nfurther = { a = { share = 1.5 } }"), "shares of further"),
         (("scenes = 2", 'scenes = "two"'), "Expected `int`"),
         (("[[stages]]", "[[stages"), r"at line \d+"),
     ],

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qtl_core import shipped
-from qtl_core.nn.checkpoint import Checkpoint, FurtherQuantizer, load_checkpoint
+from qtl_core.nn.checkpoint import Checkpoint, QuantizerSettings, load_checkpoint
 from qtl_training.build import build_checkpoint
 from qtl_training.recipe import Recipe, Stage, TowerStage
 from qtl_training.run_folder import RunFolder, write
@@ -122,25 +122,18 @@ def _stage(checkpoint: Checkpoint, stage: Stage, seed: int, *, resumed: bool, pr
 def _start(recipe: Recipe, folder: Path) -> Checkpoint:
     if recipe.model is None:
         checkpoint = load_checkpoint(shipped.digits() if recipe.start == "shipped" else recipe.start)
-        return _requantized(checkpoint, recipe)
+        return checkpoint if recipe.vision is None else _requantized(checkpoint, recipe.vision, recipe.seed)
     place = folder / ".new"
     shutil.rmtree(place, ignore_errors=True)
     build_checkpoint(place, recipe.model, recipe.name, recipe.seed)
     checkpoint = load_checkpoint(place)
     shutil.rmtree(place)
-    return _requantized(checkpoint, recipe)
+    return checkpoint
 
 
-def _requantized(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
-    """The checkpoint with the recipe's new vision quantizers; those of other names stay."""
-    torch.manual_seed(recipe.seed)
-    width = checkpoint.model.vision_quantizer.width
-    further = dict(checkpoint.further)
-    for name, shape in recipe.further.items():
-        further[name] = FurtherQuantizer(shape, shape.build(width))
-    checkpoint = dataclasses.replace(checkpoint, further=further)
-    if recipe.vision is None:
-        return checkpoint
-    checkpoint.model.vision_quantizer = recipe.vision.build(width)
-    settings = msgspec.structs.replace(checkpoint.settings, vision=recipe.vision)
-    return dataclasses.replace(checkpoint, settings=settings)
+def _requantized(checkpoint: Checkpoint, vision: QuantizerSettings, seed: int) -> Checkpoint:
+    """The checkpoint with a new vision quantizer in place of its own, and no further ones."""
+    torch.manual_seed(seed)
+    checkpoint.model.vision_quantizer = vision.build(checkpoint.model.vision_quantizer.width)
+    settings = msgspec.structs.replace(checkpoint.settings, vision=vision)
+    return dataclasses.replace(checkpoint, settings=settings, further={})

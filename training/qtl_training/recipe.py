@@ -73,22 +73,6 @@ class TowerStage(
     optimizer: Optimizer
 
 
-class Further(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a further vision quantizer learns along with the checkpoint's own, at its own level count.
-
-    Attributes:
-        share: of the steps; the others take the checkpoint's own.
-        rate_weight: as in the stage.
-        rotation: as in the stage.
-        in_proj_lr: as in the stage.
-    """
-
-    share: float
-    rate_weight: float = 0.0
-    rotation: Literal["random", "independent"] = "random"
-    in_proj_lr: float | None = None
-
-
 class LanguageStage(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="language"
 ):
@@ -118,8 +102,6 @@ class LanguageStage(
             features that come and go independently, whose codes rarely change and cost few bits.
         rate_weight: weight of the estimated bits of a coded token in the loss: the knob from bytes to
             accuracy; 0 spends what the level count allows.
-        further: further vision quantizers that learn in some of the steps, by name. "vision_quantizer" in
-            ``train`` stands for all of them.
         train: which parts learn: "connector", "decoder", "vision_quantizer", "language_quantizer".
         optimizer: for connector and decoder.
         quantizer_lr: highest learning rate of the quantizers.
@@ -146,7 +128,6 @@ class LanguageStage(
     fit_quantizers: bool = False
     rotation: Literal["random", "independent"] = "random"
     rate_weight: float = 0.0
-    further: dict[str, Further] = {}
     train: tuple[str, ...] = ("connector", "decoder")
     optimizer: Optimizer
     quantizer_lr: float = 1e-3
@@ -166,7 +147,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         start: a checkpoint folder to start from, "shipped" for the shipped one, "" to build ``model``.
         model: shapes of the model to build.
         vision: a new vision quantizer for the checkpoint to start from, in place of its own.
-        further: new further vision quantizers, by name.
         stages: run in order.
         checkpoint_every: seconds between checkpoints of a run.
         log_every: steps between lines of the log.
@@ -177,7 +157,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     start: str = ""
     model: ModelRecipe | None = None
     vision: QuantizerSettings | None = None
-    further: dict[str, QuantizerSettings] = {}
     stages: tuple[Stage, ...] = ()
     checkpoint_every: float = 60.0
     log_every: int = 50
@@ -221,12 +200,8 @@ def _check(recipe: Recipe, file: Path) -> None:
             if stage.part not in ("stem", "tower"):
                 raise RecipeError(f'{where}: part {stage.part!r} is neither "stem" nor "tower"')
             continue
-        weights = [stage.rate_weight, *(further.rate_weight for further in stage.further.values())]
-        if min(weights) < 0:
-            raise RecipeError(f"{where}: rate_weight is {min(weights)}, it cannot be negative")
-        shares = [further.share for further in stage.further.values()]
-        if min(shares, default=0) < 0 or sum(shares) > 1:
-            raise RecipeError(f"{where}: the shares of further quantizers are not between 0 and 1 together")
+        if stage.rate_weight < 0:
+            raise RecipeError(f"{where}: rate_weight is {stage.rate_weight}, it cannot be negative")
         unknown = set(stage.train) - _PARTS
         if unknown:
             raise RecipeError(

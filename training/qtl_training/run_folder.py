@@ -38,7 +38,7 @@ class _Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int
     start: str
     stages: list[Any]
-    quantizers: Any = None
+    vision: Any = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,7 @@ class RunFolder:
         progress = msgspec.json.decode((folder / "run.json").read_bytes(), type=_Progress)
         ours = self._progress(progress.stage, progress.step)
         begun = progress.stage + (progress.step > 0)
-        same = (ours.seed, ours.start, ours.quantizers) == (
-            progress.seed, progress.start, progress.quantizers
-        )  # fmt: skip
+        same = (ours.seed, ours.start, ours.vision) == (progress.seed, progress.start, progress.vision)
         if not same or ours.stages[:begun] != progress.stages[:begun]:
             raise RecipeError(
                 f"run folder {self.path} was begun with other settings than {self._recipe.name!r} has; "
@@ -140,9 +138,8 @@ class RunFolder:
     def _progress(self, stage: int, step: int) -> _Progress:
         # Through JSON, so that it compares with what was read from JSON.
         recipe = self._recipe
-        ours = [recipe.stages, [recipe.vision, recipe.further]]
-        stages, quantizers = msgspec.json.decode(msgspec.json.encode(ours))
-        return _Progress(stage, step, recipe.seed, recipe.start, stages, quantizers)
+        stages, vision = msgspec.json.decode(msgspec.json.encode([recipe.stages, recipe.vision]))
+        return _Progress(stage, step, recipe.seed, recipe.start, stages, vision)
 
     def _snapshots(self) -> list[Path]:
         return sorted(path.parent for path in self.path.glob("[0-9]*-[0-9]*/run.json"))

@@ -25,7 +25,6 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "reasoning": ("sum", "compare", "relation", "locate"),
 }
 TYPES: tuple[str, ...] = tuple(kind for kinds in FAMILIES.values() for kind in kinds)
-ANSWERS: tuple[str, ...] = ("yes", "no", "none", *COLOURS, *CELL_NAMES, *map(str, range(19)))
 FAMILY_OF: dict[str, str] = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
 
 
@@ -190,26 +189,11 @@ class Asker:
         rng: source of every choice.
         slack: how far the most frequent answer of a type may run ahead of the others before a
             scene that offers nothing rarer is passed over.
-        given: how often each answer was given before, as ``given`` returns it.
     """
 
-    def __init__(
-        self, rng: np.random.Generator, *, slack: float = 1.4, given: NDArray[np.int64] | None = None
-    ) -> None:
+    def __init__(self, rng: np.random.Generator, *, slack: float = 1.4) -> None:
         self._rng, self._slack = rng, slack
         self._given: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        if given is not None:
-            for kind, answer in np.argwhere(given >= 0).tolist():
-                self._given[TYPES[kind]][ANSWERS[answer]] = int(given[kind, answer])
-
-    @property
-    def given(self) -> NDArray[np.int64]:
-        """How often each answer was given, int64 [types, answers]; -1 where it was never to be had."""
-        table = np.full((len(TYPES), len(ANSWERS)), -1, np.int64)
-        for kind, answers in self._given.items():
-            for reply, times in answers.items():
-                table[TYPES.index(kind), ANSWERS.index(reply)] = times
-        return table
 
     def ask(self, scene: int, kind: str, digits: Row, colours: Row) -> Question | None:
         """Asks about one scene; None if the scene has nothing of this kind, or nothing rare enough."""
@@ -301,4 +285,5 @@ def every_wording() -> list[str]:
     texts += [f"is {a} larger than {b}?" for a in CELL_NAMES for b in CELL_NAMES]
     texts += [f"is the {a} {name} the {b}?" for a in range(10) for b in range(10) for name in _RELATIONS]
     texts += [f"where is the {digit}?" for digit in range(10)]
-    return texts + [*ANSWERS] * 20
+    answers = ["yes", "no", "none", *COLOURS, *CELL_NAMES, *(str(number) for number in range(19))]
+    return texts + answers * 20

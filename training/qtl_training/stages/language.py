@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qtl_core.errors import RecipeError
 from qtl_core.nn.checkpoint import Checkpoint
-from qtl_core.nn.quantizer import Quantizer
 from qtl_training.digits import questions as q
 from qtl_training.digits.scenes import Scenes, sample
 from qtl_training.features import Features, tower_features
@@ -55,7 +53,7 @@ class LanguageTraining:
         self.steps = stage.stop or stage.steps
         self._stage, self._seed = stage, seed
         self._model = model = checkpoint.model
-        self._quantizers = self._prepared_quantizers(checkpoint)
+        model.vision_quantizer.rate_weight = stage.rate_weight
         self._vocabulary = Vocabulary(checkpoint)
         self._alignment = Alignment(self._vocabulary)
         self._scenes = sample("train", stage.scenes, seed)
@@ -66,8 +64,6 @@ class LanguageTraining:
             self._prepare()
         self._accuracy = torch.zeros(len(q.TYPES))
         self._passed = torch.zeros(len(q.TYPES), dtype=torch.bool)
-        # Kept from step to step: within one step the rarest answers hardly ever come up.
-        self._given = q.Asker(np.random.default_rng()).given
         self._optimizer = ScheduledAdamW(stage.optimizer, stage.steps, self._groups())
 
     def run_step(self, step: int) -> dict[str, float]:
@@ -75,20 +71,16 @@ class LanguageTraining:
         stage, model = self._stage, self._model
         model.vision.tower.eval()
         rng = np.random.default_rng([self._seed, step, 11])
-        name = self._sample_quantizer(rng)
-        quantizer = self._quantizers[name]
-        levels = quantizer.levels if name else self._sample_levels(rng)
+        levels = self._sample_levels(rng)
         chosen = rng.choice(len(self._scenes), stage.scenes_a_step, replace=False).tolist()
-        asker = q.Asker(rng, given=self._given)
-        asked = ask(self._scenes, chosen, stage.questions, self._weights(), asker, rng)
-        self._given = asker.given
+        asked = ask(self._scenes, chosen, stage.questions, self._weights(), rng)
         rows = [[self._turn(question, rng) for question in questions] for questions in asked]
         text_levels = (levels or 256) if rng.random() < stage.text_codes else None
         features = model.vision.connector(self._features[chosen].float())
-        restored, loss = (features, features.new_zeros(())) if levels is None else quantizer(features, levels)
+        restored, loss = model.cross(features, levels)
         packed = pack(rows, self._vocabulary, model.decoder, restored.shape[1])
-        for_text = model.language_quantizer if text_levels is not None else None
-        embeddings, text_loss = embed(packed, restored, model.decoder, for_text, text_levels)
+        quantizer = model.language_quantizer if text_levels is not None else None
+        embeddings, text_loss = embed(packed, restored, model.decoder, quantizer, text_levels)
         hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
         row, place, target = packed.targets.T
         scores = model.decoder.logits(hidden[row, place])
@@ -113,13 +105,11 @@ class LanguageTraining:
     def state(self) -> dict[str, Tensor]:
         """Everything beyond the model's own weights that the next step depends on."""
         optimizer = {f"optimizer.{name}": value for name, value in self._optimizer.state().items()}
-        given = torch.from_numpy(self._given)
-        return {"accuracy": self._accuracy, "passed": self._passed, "given": given, **optimizer}
+        return {"accuracy": self._accuracy, "passed": self._passed, **optimizer}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Takes up a saved state."""
         self._accuracy, self._passed = state["accuracy"].clone(), state["passed"].clone()
-        self._given = state["given"].numpy().copy()
         self._optimizer.load(
             {k.removeprefix("optimizer."): v for k, v in state.items() if k.startswith("optimizer.")}
         )
@@ -134,22 +124,17 @@ class LanguageTraining:
         }
         if "tower" in stage.train:
             parts["tower"] = model.vision.tower
-        for name, quantizer in self._quantizers.items():
-            if name:
-                parts[f"{name}.vision_quantizer"] = quantizer
         groups: list[Group] = []
         for name, module in parts.items():
             named = list(module.named_parameters(prefix=name))
-            trained = name.rpartition(".")[2] in stage.train
             for _, parameter in named:
-                parameter.requires_grad_(trained)
-            if not trained:
+                parameter.requires_grad_(name in stage.train)
+            if name not in stage.train:
                 continue
             if not name.endswith("quantizer"):
                 groups.append((named, stage.optimizer.lr))
                 continue
-            of = stage.further.get(name.rpartition(".")[0], stage)
-            in_proj_lr = stage.quantizer_lr if of.in_proj_lr is None else of.in_proj_lr
+            in_proj_lr = stage.quantizer_lr if stage.in_proj_lr is None else stage.in_proj_lr
             rates = {".k": stage.k_lr, ".in_proj.weight": in_proj_lr, ".in_proj.bias": in_proj_lr}
             for name, parameter in named:
                 lr = next((lr for end, lr in rates.items() if name.endswith(end)), stage.quantizer_lr)
@@ -176,37 +161,13 @@ class LanguageTraining:
     def _fit(self, pictures: Tensor) -> None:
         model, train = self._model, self._stage.train
         if "vision_quantizer" in train:
-            for name, quantizer in self._quantizers.items():
-                rotation = self._stage.further[name].rotation if name else self._stage.rotation
-                chosen = {"rotate": partial(independent, seed=self._seed)} if rotation != "random" else {}
-                quantizer.fit(pictures, seed=self._seed, **chosen)
+            independently = self._stage.rotation == "independent"
+            chosen = {"rotate": partial(independent, seed=self._seed)} if independently else {}
+            model.vision_quantizer.fit(pictures, seed=self._seed, **chosen)
         if "language_quantizer" not in train:
             return
         ids = sorted({token for text in q.every_wording() for token in self._vocabulary.ids(text)})
         model.language_quantizer.fit(model.decoder.embed(torch.tensor(ids))[None], seed=self._seed)
-
-    def _prepared_quantizers(self, checkpoint: Checkpoint) -> dict[str, Quantizer]:
-        """The vision quantizers of this stage by name, the model's own under ""."""
-        quantizers = {"": checkpoint.model.vision_quantizer}
-        quantizers[""].rate_weight = self._stage.rate_weight
-        for name, further in self._stage.further.items():
-            if name not in checkpoint.further:
-                known = ", ".join(checkpoint.quantizers) or "none"
-                raise RecipeError(
-                    f"a stage trains the further quantizer {name!r}; the checkpoint has {known}"
-                )
-            quantizers[name] = checkpoint.further[name].module
-            quantizers[name].rate_weight = further.rate_weight
-        for quantizer in quantizers.values():
-            quantizer.train()
-        return quantizers
-
-    def _sample_quantizer(self, rng: np.random.Generator) -> str:
-        if not self._stage.further:
-            return ""
-        names = list(self._stage.further)
-        shares = [self._stage.further[name].share for name in names]
-        return str(rng.choice([*names, ""], p=[*shares, 1 - sum(shares)]))
 
     def _sample_levels(self, rng: np.random.Generator) -> int | None:
         stage = self._stage
@@ -252,10 +213,10 @@ def ask(
     chosen: Sequence[int],
     each: int,
     weights: np.ndarray[tuple[int], np.dtype[np.float64]],
-    asker: q.Asker,
     rng: np.random.Generator,
 ) -> list[list[q.Question]]:
     """Asks ``each`` questions about every chosen scene, types drawn by weight, answers balanced."""
+    asker = q.Asker(rng)
     asked: list[list[q.Question]] = []
     for scene in chosen:
         about: list[q.Question] = []
