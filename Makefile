@@ -69,7 +69,7 @@ $(READY): pyproject.toml constraints.txt | python-version
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/$(INSTALL) pip hatchling
 	@$(BIN)/$(INSTALL) $(TORCH)
-	@$(BIN)/$(INSTALL) --no-build-isolation --group dev --editable '.[all]'
+	@$(BIN)/$(INSTALL) --no-build-isolation --group dev --editable '.[all,bench]'
 	@touch $@
 
 $(BARE_READY): pyproject.toml constraints.txt | python-version

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class Milliseconds:
     """Where the time went. ``server`` (by its own clock) is part of ``round_trip``.
 
-    ``total`` is preprocess + encode + round_trip: what one question about a fresh picture takes on an open
-    connection. Several questions about one encoded picture each carry its preprocess and encode.
+    ``encode`` is the graph and the entropy coder. ``total`` is preprocess + encode + round_trip: what one
+    question about a fresh picture takes on an open connection. Several questions about one encoded picture
+    each carry its preprocess and encode.
     """
 
     preprocess: float
@@ -30,7 +31,9 @@ class Answer:
         levels: L; 0 without a quantizer.
         tokens: tokens of the picture as coded.
         code_dim: codes per token.
-        payload_bytes: bytes of the picture's payload frame.
+        payload_bytes: bytes of the picture's payload frame, as it was sent.
+        packed_bytes: bytes of the same picture's codes packed at fixed length (or of its features).
+        codec: how they were sent: "rans" (entropy-coded), "packed" or "float16".
         bytes_up: bytes of this question's messages to the server: headers, payload and ZMTP framing, retries
             and heartbeats included; the handshake is ``EdgeClient.handshake_bytes``.
         bytes_down: the same from the server.
@@ -47,6 +50,8 @@ class Answer:
     tokens: int
     code_dim: int
     payload_bytes: int
+    packed_bytes: int
+    codec: str
     bytes_up: int
     bytes_down: int
     feature_bytes_16bit: int

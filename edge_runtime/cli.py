@@ -14,6 +14,7 @@ from qtl_core import __version__
 from qtl_core.errors import PictureError, QtlError, RequestRefused, ServerBusy
 from qtl_core.exits import run, say
 from qtl_core.shipped import BUNDLE, SERVER
+from qtl_core.wire import MAX_MULTIPLE
 
 if TYPE_CHECKING:
     from .client import EdgeClient
@@ -59,6 +60,13 @@ _OPTIONS = (
         type=click.IntRange(min=0),
         metavar="N",
         help="Threads of the graph.  [default: all cores]",
+    ),
+    click.option(
+        "--pad",
+        type=click.IntRange(min=0, max=MAX_MULTIPLE),
+        metavar="N",
+        help="Make each message a multiple of N bytes long, so that its length tells an eavesdropper less.  "
+        "[default: 0, as long as it is]",
     ),
     click.option(
         "--provider",
@@ -159,6 +167,7 @@ def _client(options: dict[str, Any]) -> EdgeClient:
         insecure=bool(options["insecure"]),
         timeout=10.0 if options["timeout"] is None else options["timeout"],
         threads=options["threads"] or 0,
+        pad=options["pad"] or 0,
         providers=options["provider"],
     )
 

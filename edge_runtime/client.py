@@ -16,8 +16,9 @@ import numpy as np
 
 import qtl_core
 from qtl_core import bundle as bundles
-from qtl_core import keys, wire
+from qtl_core import codes, entropy, keys, wire
 from qtl_core import messages as m
+from qtl_core.entropy_file import tables_of
 from qtl_core.errors import HandshakeRefused, LinkError, ProtocolError, QuestionError
 from qtl_core.shipped import BUNDLE, SERVER
 
@@ -28,7 +29,7 @@ from .dealer import Dealer
 from .encoder import Encoder
 from .exchange import Exchange, OnToken, Patience, Reply
 from .session import Session, Traffic
-from .text import TextEncoder
+from .text import CodedQuestion, TextEncoder
 from .transport import Transport
 
 
@@ -37,16 +38,18 @@ class Encoded:
     """A picture as it crosses the cut; any number of questions can be asked about it.
 
     Attributes:
-        payload: the payload frame, ``cut.payload_bytes`` bytes.
+        payload: what the graph made, ``cut.payload_bytes`` bytes: packed codes, or features.
         pixels: uint8 [height, width, 3], what the graph saw.
         preprocess_ms: milliseconds of decoding and resizing.
-        encode_ms: milliseconds of the graph.
+        encode_ms: milliseconds of the graph and the entropy coder.
+        coded: the same codes entropy-coded, if that is shorter; it is sent to servers that take it.
     """
 
     payload: bytes
     pixels: picture.Pixels
     preprocess_ms: float
     encode_ms: float
+    coded: bytes | None = None
 
     @cached_property
     def jpeg_bytes(self) -> int:
@@ -75,6 +78,8 @@ class EdgeClient:
         threads: threads of the graph; 0 leaves it to onnxruntime.
         providers: onnxruntime execution providers, best first; None means the CPU.
         insecure: speak plaintext to another machine.
+        pad: make each question's message a multiple of so many bytes long, framing included, so that its
+            length tells an eavesdropper less; 0 does not.
         clock: seconds, monotonic.
         rng: spreads retries.
         transport: makes the connection; a ZeroMQ DEALER if not given.
@@ -99,6 +104,7 @@ class EdgeClient:
         threads: int = 0,
         providers: Sequence[str] | None = None,
         insecure: bool = False,
+        pad: int = 0,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         transport: Callable[[], Transport] | None = None,
@@ -114,11 +120,13 @@ class EdgeClient:
             threads=threads,
             providers=tuple(providers or ()),
             insecure=insecure,
+            pad=pad,
         )
         self._clock = clock
         self._rng = rng
         self._half = bundles.open_half(bundle, "client")
         self._encoder = Encoder(self._half, threads=threads, providers=self.config.providers)
+        self._tables = tables_of(self._half)
         self._text = TextEncoder(self._half) if self.manifest.text.mode == "codes" else None
         self._keys = None if self.config.key is None else keys.load_secret(self.config.key)
         self._server_key = (
@@ -175,12 +183,14 @@ class EdgeClient:
         pixels = picture.prepare(image, self.manifest.picture)
         prepared = self._clock()
         payload = self._encoder.run(pixels[np.newaxis])[0]
+        coded = self._coded(payload)
         done = self._clock()
         return Encoded(
             payload=payload,
             pixels=pixels,
             preprocess_ms=1000 * (prepared - start),
             encode_ms=1000 * (done - prepared),
+            coded=coded,
         )
 
     def ask(
@@ -208,10 +218,17 @@ class EdgeClient:
         """
         check_question(question)
         encoded = image if isinstance(image, Encoded) else self.encode(image)
-        ask, payloads = self._packed(encoded, question, max_tokens)
+        # Before the server is asked for anything: a question that cannot be coded never gets there.
+        coded_question = None if self._text is None else self._text.encode(question)
         with self._dropping_broken_sessions():
+            session = self._opened()
+            able = session.open().capabilities
+            payload, codec = self._payload(encoded, able)
+            ask, payloads = self._framed(payload, codec, coded_question, question, max_tokens)
+            if self.config.pad:
+                ask, payloads = self._padded(ask, payloads, session, able)
             reply = Exchange(
-                self._opened(),
+                session,
                 ask,
                 payloads,
                 patience=Patience(answer=self.config.patience, comeback=self.config.comeback),
@@ -220,7 +237,7 @@ class EdgeClient:
             ).run()
         self.bytes_up += reply.traffic.up
         self.bytes_down += reply.traffic.down
-        return self._answer(encoded, reply)
+        return self._answer(encoded, len(payload), codec, reply)
 
     def close(self) -> None:
         """Ends the session and the connection. The client can be used again; it then connects anew."""
@@ -230,20 +247,46 @@ class EdgeClient:
             self._handshakes.down += session.handshakes.down
             session.close()
 
-    def _packed(self, encoded: Encoded, question: str, max_tokens: int) -> tuple[m.Ask, list[bytes]]:
+    def _coded(self, payload: bytes) -> bytes | None:
+        """The payload's codes entropy-coded, if that is shorter."""
+        if self._tables is None:
+            return None
+        cut = self.manifest.cut
+        unpacked = codes.unpack(payload, cut.levels, (cut.tokens, cut.code_dim))
+        coded = entropy.encode(unpacked, self._tables)
+        return coded if len(coded) < len(payload) else None
+
+    def _payload(self, encoded: Encoded, able: tuple[str, ...]) -> tuple[bytes, int]:
+        """What is sent of a picture to a server with these capabilities, and its codec."""
+        if encoded.coded is not None and m.CAN_RANS in able:
+            return encoded.coded, m.CODEC_RANS
+        return encoded.payload, m.CODECS[self.manifest.cut.codec]
+
+    def _framed(
+        self, payload: bytes, codec: int, coded: CodedQuestion | None, question: str, max_tokens: int
+    ) -> tuple[m.Ask, list[bytes]]:
         self._last_id += 1
-        codec = m.CODECS[self.manifest.cut.codec]
-        frames = [wire.frame_codes("v", encoded.payload, codec=codec)]
-        payloads = [encoded.payload]
-        if self._text is not None:
-            coded = self._text.encode(question)
+        frames = [wire.frame_codes("v", payload, codec=codec)]
+        payloads = [payload]
+        if coded is not None:
             frames.append(wire.frame_codes("q", coded.payload, count=coded.tokens))
             payloads.append(coded.payload)
             question = ""
         ask = m.Ask(id=self._last_id, frames=tuple(frames), question=question, max_tokens=max_tokens)
         return ask, payloads
 
-    def _answer(self, encoded: Encoded, reply: Reply) -> Answer:
+    def _padded(
+        self, ask: m.Ask, payloads: list[bytes], session: Session, able: tuple[str, ...]
+    ) -> tuple[m.Ask, list[bytes]]:
+        if m.CAN_PAD not in able:
+            # Sent as it is, its length would tell what the user wanted hidden.
+            raise HandshakeRefused(
+                "protocol",
+                f"the server at {session.endpoint} knows no padded messages; update it, or leave out --pad",
+            )
+        return wire.pad(ask, payloads, self.config.pad, session.encrypted)
+
+    def _answer(self, encoded: Encoded, payload_bytes: int, codec: int, reply: Reply) -> Answer:
         cut = self.manifest.cut
         round_trip = 1000 * reply.seconds
         return Answer(
@@ -252,7 +295,9 @@ class EdgeClient:
             levels=cut.levels,
             tokens=cut.tokens,
             code_dim=cut.code_dim,
-            payload_bytes=len(encoded.payload),
+            payload_bytes=payload_bytes,
+            packed_bytes=len(encoded.payload),
+            codec=m.CODEC_NAMES[codec],
             bytes_up=reply.traffic.up,
             bytes_down=reply.traffic.down,
             feature_bytes_16bit=cut.feature_bytes_16bit,
@@ -270,12 +315,16 @@ class EdgeClient:
 
     def _opened(self) -> Session:
         if self._session is None:
+            own = m.CODECS[self.manifest.cut.codec]
+            tables = self._tables
             hello = m.Hello(
                 protocol=m.PROTOCOL,
                 fingerprint=self.manifest.fingerprint_bytes,
-                codecs=(m.CODECS[self.manifest.cut.codec],),
+                codecs=(own,) if tables is None else (own, m.CODEC_RANS),
                 text=self.manifest.text.mode,
                 agent=f"edge_runtime/{qtl_core.__version__}",
+                capabilities=(m.CAN_PAD,) if tables is None else (m.CAN_RANS, m.CAN_PAD),
+                tables=b"" if tables is None else tables.digest,
             )
             self._session = Session(self._transport(), hello, timeout=self.config.timeout, clock=self._clock)
         return self._session

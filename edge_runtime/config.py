@@ -9,6 +9,7 @@ from pathlib import Path
 from qtl_core.errors import InputError
 from qtl_core.shipped import BUNDLE, SERVER
 from qtl_core.sockets import parse_endpoint
+from qtl_core.wire import MAX_MULTIPLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class EdgeConfig:
         threads: threads the graph may use; 0 leaves it to onnxruntime.
         providers: onnxruntime execution providers, best first; empty means the CPU.
         insecure: speak plaintext to an address that is not on this machine.
+        pad: make each question's message a multiple of so many bytes long; 0 does not.
 
     Raises:
         InputError: an address that is none, a number out of range, one key without the other, or plaintext
@@ -43,6 +45,7 @@ class EdgeConfig:
     threads: int = 0
     providers: tuple[str, ...] = ()
     insecure: bool = False
+    pad: int = 0
 
     def __post_init__(self) -> None:
         for name in ("timeout", "patience", "comeback"):
@@ -51,6 +54,8 @@ class EdgeConfig:
                 raise InputError(f"{name} is {value}: give a number of seconds above 0")
         if self.threads < 0:
             raise InputError(f"threads is {self.threads}: give 0 (let onnxruntime choose) or more")
+        if not 0 <= self.pad <= MAX_MULTIPLE:
+            raise InputError(f"pad is {self.pad}: give a number of bytes up to {MAX_MULTIPLE}, or 0 for none")
         endpoint = parse_endpoint(self.server)
         if endpoint.transport == "tcp" and (endpoint.port == 0 or endpoint.host == "*"):
             raise InputError(

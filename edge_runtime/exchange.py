@@ -140,7 +140,7 @@ class Exchange:
                 f"the question has {size} bytes, this server takes {limits.max_question}: shorten it"
             )
         for frame in self._ask.frames:
-            if frame.size > limits.max_payload:
+            if frame.name != wire.PAD and frame.size > limits.max_payload:
                 raise MessageTooLarge(
                     f"the payload has {frame.size} bytes, this server takes {limits.max_payload}; "
                     "it was started with another bundle or other limits"

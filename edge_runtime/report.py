@@ -48,7 +48,8 @@ def summary(answer: Answer) -> str:
     """One line: what the answer cost, beside 16-bit features and JPEG."""
     payload = answer.payload_bytes
     return (
-        f"payload {payload} B ({answer.tokens} tokens x {answer.code_dim} codes x {answer.bits} bit); "
+        f"payload {payload} B ({answer.tokens} tokens x {answer.code_dim} codes x {answer.bits} bit"
+        f"{f', {answer.packed_bytes} B packed' if answer.packed_bytes != payload else ''}); "
         f"{answer.bytes_up} B up, {answer.bytes_down} B down; "
         f"as 16-bit features {answer.feature_bytes_16bit} B ({answer.feature_bytes_16bit / payload:.1f}x), "
         f"as JPEG {answer.jpeg_bytes} B ({answer.jpeg_bytes / payload:.1f}x); "
@@ -66,6 +67,8 @@ def as_json(answer: Answer, image: str | None = None) -> str:
         "tokens": answer.tokens,
         "code_dim": answer.code_dim,
         "payload_bytes": answer.payload_bytes,
+        "packed_bytes": answer.packed_bytes,
+        "codec": answer.codec,
         "bytes_up": answer.bytes_up,
         "bytes_down": answer.bytes_down,
         "feature_bytes_16bit": answer.feature_bytes_16bit,

@@ -64,6 +64,11 @@ class Session:
         """The server's address."""
         return self._transport.endpoint
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether frames travel under CURVE."""
+        return self._transport.encrypted
+
     def open(self, within: float | None = None) -> m.Welcome:
         """Shakes hands, unless that is done on the present connection.
 

@@ -10,7 +10,21 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import bundle, codes, errors, exits, keys, messages, quantizer, shipped, sockets, wire
+    from . import (
+        bundle,
+        codes,
+        density,
+        entropy,
+        errors,
+        exits,
+        keys,
+        level_selection,
+        messages,
+        quantizer,
+        shipped,
+        sockets,
+        wire,
+    )
     from .errors import QtlError
 
     __version__: str
@@ -20,9 +34,12 @@ __all__ = [
     "__version__",
     "bundle",
     "codes",
+    "density",
+    "entropy",
     "errors",
     "exits",
     "keys",
+    "level_selection",
     "messages",
     "quantizer",
     "shipped",

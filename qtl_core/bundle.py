@@ -167,6 +167,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         model: name of the model, for people.
         files: every other file of the half by its path inside it, with "/" between folders.
         graph: the client half's ONNX graph.
+        tables: digest of the entropy coder's tables in ``entropy.npz``, 16 hex digits; empty where the half
+            has none. They are not part of the fingerprint: the handshake compares this digest.
         made_by: versions of the programs that made it, opset and IR version included.
         validation: what validation measured, numbers and the settings they belong to.
         schema: version of this layout.
@@ -181,6 +183,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     template: Template
     files: dict[str, FileEntry]
     graph: str = "client.onnx"
+    tables: Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?\Z")] = ""
     made_by: dict[str, str] = {}
     validation: dict[str, Any] = {}
     schema: int = SCHEMA

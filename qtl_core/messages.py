@@ -22,8 +22,17 @@ CODEC_PACKED: Final = 0
 """Codes, fixed-length packing (``qtl_core.codes``)."""
 CODEC_FLOAT16: Final = 1
 """IEEE half-precision features, little-endian, C order: the unquantized baseline."""
-CODECS: Final = {"packed": CODEC_PACKED, "float16": CODEC_FLOAT16}
-"""Codec numbers by the name that a manifest uses."""
+CODEC_RANS: Final = 2
+"""Codes, entropy-coded under the bundle's tables (``qtl_core.entropy``); never longer than packed."""
+CODECS: Final = {"packed": CODEC_PACKED, "float16": CODEC_FLOAT16, "rans": CODEC_RANS}
+"""Codec numbers by name. A manifest names the first two; the third goes in place of packed codes."""
+CODEC_NAMES: Final = {number: name for name, number in CODECS.items()}
+
+CAN_RANS: Final = "rans"
+"""Capability: both ends hold the same tables, so that codes may come entropy-coded."""
+CAN_PAD: Final = "pad"
+"""Capability: an ASK may have a frame "pad" that only makes it longer."""
+CAPABILITIES: Final = (CAN_RANS, CAN_PAD)
 
 REJECT_REASONS: Final = ("protocol", "fingerprint", "codec", "text", "auth", "full")
 ERROR_CODES: Final = (
@@ -57,6 +66,7 @@ Line: TypeAlias = Annotated[str, Meta(max_length=MAX_LINE)]
 Fingerprint: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Session: TypeAlias = Annotated[bytes, Meta(min_length=8, max_length=16)]
 Resume: TypeAlias = Annotated[bytes, Meta(max_length=16)]
+Digest: TypeAlias = Annotated[bytes, Meta(max_length=8)]
 Names: TypeAlias = Annotated[tuple[Name, ...], Meta(max_length=64)]
 
 
@@ -80,11 +90,11 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
     """One payload frame that follows the header, in the same order.
 
     Attributes:
-        name: "v" vision codes, "q" question codes.
+        name: "v" vision codes, "q" question codes, "pad" nothing.
         size: bytes of the frame.
         crc: CRC-32 of the frame (the one of zlib, gzip and PNG).
         count: tokens in it; 0 means as many as the manifest says.
-        codec: 0 packed codes, 1 float16 features.
+        codec: 0 packed codes, 1 float16 features, 2 entropy-coded codes.
     """
 
     name: Name
@@ -105,6 +115,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
         agent: program and version, for the server's log.
         resume: the session to take up again after a reconnect; empty for a new one.
         capabilities: names of optional features; unknown ones are ignored.
+        tables: digest of the entropy coder's tables; empty where the client has none.
     """
 
     protocol: Small
@@ -114,6 +125,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     agent: Line
     resume: Resume = b""
     capabilities: Names = ()
+    tables: Digest = b""
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=2):

@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from .errors import ChecksumMismatch, MalformedMessage, MessageTooLarge
 from .messages import (
     CODEC_PACKED,
@@ -30,12 +32,19 @@ _SHORT: Final = 255
 CURVE_OVERHEAD: Final = 33
 """What CURVE adds to a frame: 8 command name, 8 nonce, 16 authenticator, 1 flags."""
 
+PAD: Final = "pad"
+"""Name of the frame that makes an ASK longer; only its size is looked at."""
+MAX_PAD: Final = HEADER_CAP
+"""Bytes of a frame "pad" at most: as much as any server takes in a frame."""
+MAX_MULTIPLE: Final = MAX_PAD // 2
+"""Bytes of which a message may be padded to a multiple; a frame "pad" of twice as many always does it."""
+
 
 def frame_codes(name: str, payload: bytes, *, count: int = 0, codec: int = CODEC_PACKED) -> Frame:
     """Describes a payload for the header: its size and CRC-32.
 
     Args:
-        name: "v" vision codes, "q" question codes.
+        name: "v" vision codes, "q" question codes, "pad" nothing.
         payload: the bytes of the frame.
         count: tokens in it; 0 means as many as the manifest says.
         codec: how the bytes are to be read, see ``qtl_core.messages``.
@@ -67,6 +76,45 @@ def join(message: Message, payloads: Sequence[bytes] = ()) -> list[bytes]:
             about=getattr(message, "id", 0),
         )
     return [header, *payloads]
+
+
+def pad(ask: Ask, payloads: Sequence[bytes], multiple: int, curve: bool = False) -> tuple[Ask, list[bytes]]:
+    """Makes an ASK a multiple of some bytes long on the TCP connection, by a frame of zeros at its end.
+
+    Args:
+        ask: the header, with room for one more frame.
+        payloads: one for each of its frames.
+        multiple: 1 to ``MAX_MULTIPLE``.
+        curve: whether the connection is encrypted, which makes frames longer.
+
+    Returns:
+        Header and payloads; the length includes all framing (``wire_size``).
+
+    Raises:
+        MalformedMessage: ``multiple`` out of range.
+    """
+    if not 1 <= multiple <= MAX_MULTIPLE:
+        raise MalformedMessage(
+            f"messages can be padded to a multiple of 1 to {MAX_MULTIPLE} bytes, not of {multiple}"
+        )
+
+    def padded(size: int) -> tuple[Ask, list[bytes], int]:
+        zeros = bytes(size)
+        longer = replace(ask, frames=(*ask.frames, frame_codes(PAD, zeros)))
+        frames = [*payloads, zeros]
+        return longer, frames, wire_size(join(longer, frames), curve)
+
+    shortest = padded(0)[2]
+    target = -(-shortest // multiple) * multiple
+    while True:
+        size = target - shortest
+        # A longer frame takes a few bytes more to announce; where that skips the target, the next one serves.
+        for _ in range(4):
+            longer, frames, length = padded(size)
+            if length == target:
+                return longer, frames
+            size = max(0, size - (length - target))
+        target += multiple
 
 
 def split(frames: Sequence[bytes], limits: Limits | None = None) -> tuple[Message, dict[str, bytes]]:
@@ -141,11 +189,12 @@ def _announced(message: Message) -> tuple[Frame, ...]:
 
 
 def _check(frame: Frame, payload: bytes, limits: Limits | None, about: int) -> None:
-    if limits is not None and len(payload) > limits.max_payload:
-        raise MessageTooLarge(
-            f"frame {frame.name!r} has {len(payload)} bytes; this session allows {limits.max_payload}",
-            about=about,
-        )
+    if limits is not None:
+        most = MAX_PAD if frame.name == PAD else limits.max_payload
+        if len(payload) > most:
+            raise MessageTooLarge(
+                f"frame {frame.name!r} has {len(payload)} bytes; this session allows {most}", about=about
+            )
     if frame.size != len(payload):
         raise MalformedMessage(
             f"frame {frame.name!r} was announced with {frame.size} bytes and has {len(payload)}", about=about

@@ -14,9 +14,22 @@ import numpy.typing as npt
 
 from qtl_core.bundle import Manifest
 from qtl_core.codes import packed_size, unpack
+from qtl_core.entropy import Tables, decode
 from qtl_core.errors import CodeError, MalformedMessage, RequestRefused
-from qtl_core.messages import CODEC_PACKED, CODECS, PROTOCOL, Ask, Frame, Hello, Limits, Reject
-from qtl_core.wire import by_name
+from qtl_core.messages import (
+    CAN_RANS,
+    CAPABILITIES,
+    CODEC_PACKED,
+    CODEC_RANS,
+    CODECS,
+    PROTOCOL,
+    Ask,
+    Frame,
+    Hello,
+    Limits,
+    Reject,
+)
+from qtl_core.wire import PAD, by_name
 from server_runtime.config import ServerConfig
 from server_runtime.engine import Prompt
 
@@ -48,8 +61,8 @@ def largest_payload(manifest: Manifest) -> int:
     return largest
 
 
-def refuse_hello(hello: Hello, manifest: Manifest) -> Reject | None:
-    """The reason why this client and this bundle half do not fit; None where they do."""
+def refuse_hello(hello: Hello, manifest: Manifest, tables: Tables | None = None) -> Reject | None:
+    """The reason why this client and this bundle half, with these tables, do not fit; None where they do."""
     if hello.protocol < PROTOCOL:
         text = f"this server speaks protocol {PROTOCOL}, the client {hello.protocol}: update the client"
         return Reject("protocol", text)
@@ -63,19 +76,38 @@ def refuse_hello(hello: Hello, manifest: Manifest) -> Reject | None:
     if codec not in hello.codecs:
         text = f"this bundle needs codec {codec} ({manifest.cut.codec}), the client has {list(hello.codecs)}"
         return Reject("codec", f"{text}: update the client")
+    own = b"" if tables is None else tables.digest
+    # Without tables a client sends packed codes, which every server of the cut takes.
+    if hello.tables and hello.tables != own:
+        return Reject(
+            "codec",
+            f"the client's tables of the entropy coder have the digest {hello.tables.hex()}, this server's "
+            f"{own.hex() or 'half has none'}: use two halves of one export",
+        )
     if hello.text != manifest.text.mode:
         text = f"this bundle takes questions as {manifest.text.mode!r}, the client sends {hello.text!r}"
         return Reject("text", f"{text}: use the client half of the same export")
     return None
 
 
-def read_ask(ask: Ask, payloads: Mapping[str, bytes], manifest: Manifest) -> Prompt:
+def common_capabilities(hello: Hello, tables: Tables | None) -> tuple[str, ...]:
+    """The optional features that both ends have."""
+    same_tables = tables is not None and hello.tables == tables.digest and CODEC_RANS in hello.codecs
+    return tuple(
+        name for name in CAPABILITIES if name in hello.capabilities and (name != CAN_RANS or same_tables)
+    )
+
+
+def read_ask(
+    ask: Ask, payloads: Mapping[str, bytes], manifest: Manifest, tables: Tables | None = None
+) -> Prompt:
     """The checked prompt of a question.
 
     Args:
         ask: The header.
         payloads: The payload frames by name; sizes and checksums are those the header announces.
         manifest: Of the server's half.
+        tables: Of the entropy coder, where the half has them.
 
     Raises:
         MalformedMessage: Frames that this bundle has no use for, or that are missing.
@@ -83,12 +115,13 @@ def read_ask(ask: Ask, payloads: Mapping[str, bytes], manifest: Manifest) -> Pro
         RequestRefused: ("question") an empty question, or one that is too long.
     """
     wanted = {VISION, QUESTION} if manifest.text.mode == "codes" else {VISION}
-    if set(payloads) != wanted:
+    # What a frame "pad" holds is nobody's business; its size was checked where the message was split.
+    if set(payloads) - {PAD} != wanted:
         raise MalformedMessage(
             f"this bundle takes the payload frames {sorted(wanted)}, this question has {sorted(payloads)}"
         )
     frames = by_name(ask)
-    vision = _vision(frames[VISION], payloads[VISION], manifest)
+    vision = _vision(frames[VISION], payloads[VISION], manifest, tables)
     if manifest.text.mode == "codes":
         if ask.question:
             raise MalformedMessage("the question came as codes and as text: leave the text empty")
@@ -108,13 +141,24 @@ def digest(ask: Ask, payloads: Mapping[str, bytes]) -> bytes:
     return state.digest()
 
 
-def _vision(frame: Frame, data: bytes, manifest: Manifest) -> npt.NDArray[np.uint8] | npt.NDArray[np.float16]:
+def _vision(
+    frame: Frame, data: bytes, manifest: Manifest, tables: Tables | None
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.float16]:
     cut = manifest.cut
-    _check_codec(frame, CODECS[cut.codec])
+    coded = tables is not None and frame.codec == CODEC_RANS
+    if not coded:
+        _check_codec(frame, CODECS[cut.codec])
     if frame.count not in (0, cut.tokens):
         raise CodeError(
             f"frame {frame.name!r} holds {frame.count} tokens, this bundle's pictures have {cut.tokens}"
         )
+    if coded and tables is not None:
+        if len(data) > cut.payload_bytes:
+            raise CodeError(
+                f"entropy-coded codes of {len(data)} bytes are longer than packed ones "
+                f"({cut.payload_bytes}): send those"
+            )
+        return decode(data, tables, (cut.tokens, cut.code_dim))
     if cut.quantized:
         return unpack(data, cut.levels, (cut.tokens, cut.code_dim))
     if len(data) != cut.payload_bytes:

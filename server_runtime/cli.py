@@ -10,6 +10,7 @@ import click
 
 from qtl_core import __version__, exits, shipped
 from qtl_core.bundle import open_half
+from qtl_core.entropy_file import tables_of
 from server_runtime.admission import largest_payload
 from server_runtime.config import DEVICES, DTYPES, LONGEST_QUESTION, ServerConfig
 from server_runtime.keygen import instructions, make_keys
@@ -175,6 +176,7 @@ def serve(
         if missing is None:
             _note(f"using the default {default}")
     half = open_half(Path(shipped.BUNDLE) if server_half is None else server_half, "server")
+    tables = tables_of(half)
     with ExitStack() as opened:
         # Bound before the model is loaded: a taken port should not cost a minute to find out.
         listener = Listener(config, max_payload=largest_payload(half.manifest))
@@ -184,7 +186,7 @@ def serve(
         from server_runtime.torch_engine import TorchEngine
 
         engine = TorchEngine(half, config)
-        server = Server(config, engine, listener=listener)
+        server = Server(config, engine, listener=listener, tables=tables)
         opened.pop_all()
     run(server, half.manifest, say=click.echo, ready_file=ready_file)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from qtl_core import __version__
 from qtl_core.bundle import Manifest
+from qtl_core.entropy import Tables
 from qtl_core.errors import ProtocolError, QtlError, RequestRefused
 from qtl_core.messages import (
     PROTOCOL,
@@ -30,7 +31,7 @@ from qtl_core.messages import (
     kind,
 )
 from qtl_core.wire import join, split, wire_size
-from server_runtime.admission import digest, read_ask, refuse_hello
+from server_runtime.admission import common_capabilities, digest, read_ask, refuse_hello
 from server_runtime.auth import Gate
 from server_runtime.config import ServerConfig
 from server_runtime.counts import Counts
@@ -55,6 +56,7 @@ class Conversation:
         send: Hands frames to a connection; False where it has gone.
         worker: Computes answers.
         gate: The authorised clients; None in plaintext.
+        tables: Of the entropy coder; None where the half has none.
         clock: Seconds that only grow.
         encrypted: Whether connections are CURVE's, for counting bytes.
 
@@ -72,10 +74,12 @@ class Conversation:
         *,
         gate: Gate | None,
         clock: Callable[[], float],
+        tables: Tables | None = None,
         encrypted: bool = False,
     ) -> None:
         self._config = config
         self._manifest = manifest
+        self._tables = tables
         self._send_frames = send
         self._worker = worker
         self._gate = gate
@@ -145,7 +149,7 @@ class Conversation:
         if self.closing:
             self._error(route, 0, "closing", "the server is shutting down: come back later")
             return
-        reject = refuse_hello(hello, self._manifest)
+        reject = refuse_hello(hello, self._manifest, self._tables)
         if reject is not None:
             self._reject(received, reject)
             return
@@ -168,6 +172,7 @@ class Conversation:
             credits=self._config.credits,
             agent=self._agent,
             resumed=resumed,
+            capabilities=common_capabilities(hello, self._tables),
         )
         self._say(route, welcome)
 
@@ -192,7 +197,7 @@ class Conversation:
             self._busy(session, ask, self._pace_s)
             return
         try:
-            prompt = read_ask(ask, payloads, self._manifest)
+            prompt = read_ask(ask, payloads, self._manifest, self._tables)
         except ProtocolError as error:
             self._error(session.route, ask.id, error.wire_code, str(error))
             return

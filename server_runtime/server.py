@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from qtl_core.entropy import Tables
 from qtl_core.errors import HostError
 from server_runtime.admission import limits_of
 from server_runtime.config import ServerConfig
@@ -36,6 +37,7 @@ class Server:
         engine: Computes answers.
         listener: Bound already, so that a taken port shows before a model is loaded; by default one is
             opened.
+        tables: Of the entropy coder, where the engine's half has them; without, it takes packed codes only.
         clock: Seconds that only grow.
     """
 
@@ -45,6 +47,7 @@ class Server:
         engine: Engine,
         *,
         listener: Listener | None = None,
+        tables: Tables | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
@@ -72,6 +75,7 @@ class Server:
             self._worker,
             gate=self._listener.gate,
             clock=clock,
+            tables=tables,
             encrypted=self._listener.encrypted,
         )
         self._swept = self._logged = clock()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qtl_core.bundle import HalfName
+from qtl_core.bundle import Cut, HalfName
 from qtl_export.halves import Agreement
 from qtl_export.report import rows
 
@@ -43,7 +43,7 @@ def write_card(
         ("fingerprint of the pair", f"`{fingerprint}`"),
         ("picture", f"{picture.width} x {picture.height}, {picture.resample}, {fit}"),
         ("what crosses for a picture", crosses),
-        ("payload", f"{cut.payload_bytes:,} bytes"),
+        ("payload", _payload(cut, validation["entropy"])),
         ("the same features at 16 bit", f"{cut.feature_bytes_16bit:,} bytes"),
         ("questions", _questions(agreement)),
         ("longest question", f"{text.max_tokens} tokens"),
@@ -73,6 +73,16 @@ def write_card(
             "Questions as codes hide nothing from the server: it can find each token's nearest embedding."
         )
     (work / half / README).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _payload(cut: Cut, entropy: dict[str, Any]) -> str:
+    packed = f"{cut.payload_bytes:,} bytes"
+    if entropy["tables"] is None:
+        return packed
+    mean = entropy["coded_bytes_mean"]
+    coded = "entropy-coded" if mean is None else f"entropy-coded {mean:.1f} on average"
+    others = "" if entropy["coded_on_other_pictures"] else ", on the pictures the tables were measured on"
+    return f"{packed} packed, {coded} (tables from {entropy['tables']}{others})"
 
 
 def _questions(agreement: Agreement) -> str:

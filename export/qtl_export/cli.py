@@ -23,11 +23,14 @@ _EXTRA: Final = frozenset(
     {"torch", "transformers", "safetensors", "tokenizers", "onnx", "onnxscript", "onnx_ir", "tqdm"}
 )
 
+_AUTO: Final = "auto"
+
 _EXAMPLE = """
 \b
 Examples:
   qtl-export --bits 2                      the shipped checkpoint to ./bundle
   qtl-export --levels 5 CHECKPOINT -o small
+  qtl-export --bits auto --pictures DIR    levels from the entropy of these pictures' features
   qtl-export --quantizer tiny -o tiny      the shipped checkpoint's smallest codes
   qtl-export --bits 16 -o baseline         unquantized features, the yardstick
   qtl-export --bits 2 --validate 3500      compare a million codes of the shipped model
@@ -43,9 +46,10 @@ Exit codes: 2 wrong command line, 3 pictures, 4 checkpoint, bundle or failed val
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--bits",
-    type=click.Choice([str(bits) for bits in BITS]),
+    type=click.Choice([*map(str, BITS), _AUTO]),
     metavar="B",
-    help="Bits per code, 1 to 8; 16 for unquantized half-precision features.",
+    help="Bits per code, 1 to 8; 16 for unquantized half-precision features; auto for the number of levels "
+    "that the entropy of the features asks for.",
 )
 @click.option(
     "--levels",
@@ -78,7 +82,7 @@ Exit codes: 2 wrong command line, 3 pictures, 4 checkpoint, bundle or failed val
     "--pictures",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Validate on these pictures.  [default: the checkpoint's held-out ones]",
+    help="Validate and calibrate on these pictures.  [default: the checkpoint's held-out ones]",
 )
 @click.option(
     "--validate",
@@ -106,7 +110,7 @@ def cli(
     comes with this package. The bundle is validated with the device's own code before it is put in place.
     """
     if (bits is not None and levels is not None) or not (bits or levels or quantizer):
-        raise click.UsageError("give either --bits (1 to 8, or 16) or --levels (2 to 256)")
+        raise click.UsageError("give either --bits (1 to 8, 16 or auto) or --levels (2 to 256)")
     if bits == str(UNQUANTIZED_BITS) and quantizer:
         raise click.UsageError("--bits 16 is the unquantized model; it goes with no --quantizer")
     defaults = []
@@ -120,7 +124,8 @@ def cli(
         click.echo(f"using {' and '.join(defaults)} (default)", err=True)
     config = ExportConfig(
         checkpoint=checkpoint,
-        levels=levels if bits is None else levels_of_bits(int(bits)),
+        levels=levels if bits in (None, _AUTO) else levels_of_bits(int(bits)),
+        auto=bits == _AUTO,
         output=output,
         quantizer=quantizer,
         text="codes" if text == "codes" else "plain",

@@ -23,11 +23,13 @@ class ExportConfig:
     Attributes:
         checkpoint: the checkpoint's folder.
         levels: L of the quantizer, 2 to 256; 0 exports unquantized half-precision features; None takes
-            the quantizer's own.
+            the quantizer's own, or with ``auto`` what the entropy of the features asks for.
+        auto: choose the levels from the entropy of the features of ``pictures``.
         output: the bundle's folder; a bundle that is there is replaced, nothing else is.
         quantizer: which of the checkpoint's further vision quantizers to export; "" for its own.
         text: "plain" sends questions as text, "codes" as quantized embeddings.
-        pictures: a folder of pictures to validate on; None takes the checkpoint's held-out ones.
+        pictures: a folder of pictures to validate and calibrate on; None takes the checkpoint's held-out
+            ones.
         validate: how many pictures to validate on; None chooses, 0 does not validate.
         force: put the bundle in place although validation found it over the bounds.
 
@@ -38,6 +40,7 @@ class ExportConfig:
 
     checkpoint: Path
     levels: int | None
+    auto: bool = False
     output: Path = Path(BUNDLE)
     quantizer: str = ""
     text: Literal["plain", "codes"] = "plain"
@@ -48,6 +51,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.levels:
             bits_of(self.levels)
+        if self.auto and self.levels is not None:
+            raise InputError(f"levels cannot be {self.levels} and chosen automatically; give one of the two")
         if self.validate is not None and self.validate < 0:
             raise InputError(f"cannot validate on {self.validate} pictures; give 0 (do not) or more")
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import torch
 
 from edge_runtime.encoder import CPU, Encoder
 from edge_runtime.text import TextEncoder
+from qtl_core import codes as packing
 from qtl_core.bundle import HalfName, open_half
 from qtl_core.errors import BundleError
 from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint
@@ -18,6 +21,8 @@ from qtl_core.nn.client_partition import ClientPartition
 from qtl_core.nn.server_partition import ServerPartition, write_server_half
 from qtl_export import held_out
 from qtl_export.answers import Language, compare_answers
+from qtl_export.auto_levels import choose_levels
+from qtl_export.calibration import Calibrated, calibrate, check_coding
 from qtl_export.card import write_card
 from qtl_export.config import ExportConfig
 from qtl_export.graph import GRAPH, export_graph
@@ -48,7 +53,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         CheckpointError: the checkpoint is missing, damaged, or cannot be exported.
         BundleError: something else lies where the bundle should go, or validation found it over its bounds
             (nothing is put in place then, unless ``force``).
-        PictureError: the pictures to validate on.
+        PictureError: the pictures to validate or calibrate on.
+        InputError: ``auto``, and too few pictures to choose by, or features that are damaged or constant.
         StorageError: the bundle's folder cannot be written, or the disk is full.
     """
     progress = Progress() if progress is None else progress
@@ -56,8 +62,13 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
     check_target(target)
     with progress.stage("loading the checkpoint"):
         checkpoint = load_checkpoint(config.checkpoint, quantizer=config.quantizer)
-        levels = checkpoint.settings.vision.levels if config.levels is None else config.levels
-        agreement = Agreement.of(checkpoint, levels, config.text)
+    chosen = choose_levels(checkpoint, config.pictures, progress) if config.auto else None
+    levels = checkpoint.settings.vision.levels if config.levels is None else config.levels
+    if chosen is not None:
+        levels = chosen.levels
+    agreement = Agreement.of(checkpoint, levels, config.text)
+    calibrated = calibrate(checkpoint, agreement.cut, config.pictures, progress)
+    agreement = dataclasses.replace(agreement, tables=calibrated.tables)
     n = pictures_to_validate(agreement) if config.validate is None else config.validate
     # Before the long part: a wrong folder should not cost minutes to find out.
     validate_on = held_out.gather(config.checkpoint, config.pictures, checkpoint.picture, n) if n else None
@@ -69,8 +80,11 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
                 write_language(work / "client", checkpoint, agreement.text.levels)
         with progress.stage("writing the server half"):
             write_server_half(work / "server", checkpoint, agreement.cut, agreement.text)
+        agreement.write_tables(work)
         fingerprint = agreement.fingerprint(work)
-        validation, faults = _validate(work, checkpoint, agreement, fingerprint, validate_on, progress)
+        validation, faults = _validate(
+            work, checkpoint, agreement, fingerprint, validate_on, calibrated, progress
+        )
         if faults and not config.force:
             raise BundleError(
                 f"validation failed: {'; '.join(faults)}. Nothing was put at {config.output}; "
@@ -83,7 +97,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         sizes["graph"] = (work / "client" / GRAPH).stat().st_size
         put(work, target)
     return Exported(
-        config.output, fingerprint, agreement.model, agreement.cut, config.text, sizes, validation
+        config.output, fingerprint, agreement.model, agreement.cut, config.text, sizes, validation, chosen
     )
 
 
@@ -99,11 +113,13 @@ def _validate(
     agreement: Agreement,
     fingerprint: str,
     given: held_out.HeldOut | None,
+    calibrated: Calibrated,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[str]]:
     """What the manifests will say, and what is over its bounds; writes the golden pictures on the way."""
     if given is None:
-        return {"passed": False, "pictures": 0, "source": "not validated"}, []
+        said = calibrated.said(agreement.cut)
+        return {"passed": False, "pictures": 0, "source": "not validated", "entropy": said}, []
     # The device opens halves that have a manifest and nothing else, so these get one for the time being.
     for half in HALVES:
         agreement.write_manifest(work, half, fingerprint, {})
@@ -120,6 +136,11 @@ def _validate(
     answers = compare_answers(answering, compared, given.questions, cut, language, progress)
     _golden(work, given, compared)
     faults = compared.report.faults()
+    codes = None
+    if cut.quantized:
+        shape = (cut.tokens, cut.code_dim)
+        codes = np.stack([packing.unpack(payload, cut.levels, shape) for payload in compared.device])
+        faults += check_coding(client, server, codes)
     made = versions()
     validation = {
         "passed": not faults,
@@ -129,6 +150,7 @@ def _validate(
         "against": f"PyTorch {torch.__version__}",
         "codes" if cut.quantized else "features": msgspec.to_builtins(compared.report),
         "answers": {**msgspec.to_builtins(answers), "accuracy": answers.accuracy},
+        "entropy": calibrated.said(cut, None if codes is None else codes[: given.originals]),
     }
     return validation, faults
 

@@ -16,6 +16,9 @@ from edge_runtime.picture import Pixels
 from qtl_core import __version__, bundle
 from qtl_core.bundle import UNQUANTIZED_BITS, Cut, HalfName, Manifest, Text
 from qtl_core.codes import bits_of, packed_size
+from qtl_core.entropy import Tables
+from qtl_core.entropy_file import NAME as TABLES
+from qtl_core.entropy_file import write_tables
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_export.graph import GRAPH, IR_VERSION, OPSET, example
 
@@ -25,17 +28,20 @@ GOLDEN: Final = "golden.npz"
 _MADE_WITH: Final = ("torch", "transformers", "onnxscript", "onnxruntime", "numpy")
 # The file whose bytes a half's part of the fingerprint is, where a half has but one to load.
 _LOADED: Final = (".onnx", ".data", ".safetensors", ".npz")
+# Not in the fingerprint: examples, and tables that can be measured anew; the handshake compares their digest.
+_APART: Final = (GOLDEN, TABLES)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the two halves of a bundle share."""
+    """What the two halves of a bundle share; ``tables`` are the entropy coder's, where it has any."""
 
     model: str
     cut: Cut
     picture: bundle.Picture
     text: Text
     template: bundle.Template
+    tables: Tables | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, levels: int, text: str) -> Agreement:
@@ -53,6 +59,12 @@ class Agreement:
         shas = [_loaded_sha(work / half) for half in ("client", "server")]
         return bundle.fingerprint(self.cut, self.picture, self.text, self.template, shas[0], shas[1])
 
+    def write_tables(self, work: Path) -> None:
+        """Writes the entropy coder's tables into both halves, where there are any."""
+        if self.tables is not None:
+            for half in ("client", "server"):
+                write_tables(work / half / TABLES, self.tables)
+
     def write_manifest(
         self, work: Path, half: HalfName, fingerprint: str, validation: dict[str, Any]
     ) -> Manifest:
@@ -67,6 +79,7 @@ class Agreement:
             template=self.template,
             files=bundle.hash_files(work / half),
             graph=GRAPH,
+            tables="" if self.tables is None else self.tables.digest.hex(),
             made_by=versions(),
             validation=validation,
         )
@@ -150,7 +163,7 @@ def _loaded_sha(folder: Path) -> str:
     shas = [
         f"{name} {entry.sha256}"
         for name, entry in entries.items()
-        if name.endswith(_LOADED) and name != GOLDEN
+        if name.endswith(_LOADED) and name not in _APART
     ]
     if len(shas) == 1:
         return shas[0].split()[1]

@@ -68,23 +68,50 @@ def gather(checkpoint: Path, folder: Path | None, spec: bundle.Picture, n: int, 
         CheckpointError: ``held_out.npz`` is damaged.
     """
     rng = np.random.default_rng(seed)
+    real = _real(checkpoint, folder, spec, n)
     questions: Sequence[Question] = ()
-    if folder is not None:
-        originals, source = _from_folder(folder, spec, n), "pictures of the user"
-    elif (checkpoint / FILE).is_file():
-        originals, questions = _from_checkpoint(checkpoint / FILE, spec)
-        source = f"{FILE} of the checkpoint"
+    if real is None:
+        found, source = _made_up(spec, n, rng), "made-up pictures (noise and soft blobs), no real ones"
     else:
-        originals, source = _made_up(spec, n, rng), "made-up pictures (noise and soft blobs), no real ones"
-    originals = originals[:n]
-    asked = [question for question in questions if question.picture < len(originals)]
+        found, questions, source = real
+    asked = [question for question in questions if question.picture < len(found)]
     if not asked:
-        asked = [Question(index, _ASKED, None) for index in range(min(_ASKED_PICTURES, len(originals)))]
+        asked = [Question(index, _ASKED, None) for index in range(min(_ASKED_PICTURES, len(found)))]
     if len(asked) > n:
         # Evenly over the whole list, which may be sorted by picture or by kind.
         asked = [asked[index] for index in np.linspace(0, len(asked) - 1, n).astype(int)]
-    pictures = _with_variants(originals, n, rng)
-    return HeldOut(pictures, tuple(asked), len(originals), source)
+    pictures = _with_variants(found, n, rng)
+    return HeldOut(pictures, tuple(asked), len(found), source)
+
+
+def originals(
+    checkpoint: Path, folder: Path | None, spec: bundle.Picture, n: int
+) -> tuple[Pixels, str] | None:
+    """At most ``n`` real pictures as they were found, and where; None if there are none.
+
+    Args:
+        checkpoint: the checkpoint's folder, which may hold ``held_out.npz``.
+        folder: the user's pictures; None for the checkpoint's.
+        spec: what the graph takes.
+        n: how many pictures at most.
+
+    Raises:
+        PictureError: ``folder`` holds no picture, or a broken one.
+        CheckpointError: ``held_out.npz`` is damaged.
+    """
+    real = _real(checkpoint, folder, spec, n)
+    return None if real is None else (real[0], real[2])
+
+
+def _real(
+    checkpoint: Path, folder: Path | None, spec: bundle.Picture, n: int
+) -> tuple[Pixels, Sequence[Question], str] | None:
+    if folder is not None:
+        return _from_folder(folder, spec, n), (), "pictures of the user"
+    if (checkpoint / FILE).is_file():
+        found, questions = _from_checkpoint(checkpoint / FILE, spec)
+        return found[:n], questions, f"{FILE} of the checkpoint"
+    return None
 
 
 def _from_folder(folder: Path, spec: bundle.Picture, n: int) -> Pixels:

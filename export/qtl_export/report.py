@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qtl_core.bundle import Cut
+from qtl_export.auto_levels import AutoLevels
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Exported:
         text: how questions cross.
         sizes: bytes of each half and of the graph.
         validation: what both manifests say.
+        auto: why the cut has the levels it has, where ``--bits auto`` chose them.
     """
 
     bundle: Path
@@ -31,6 +33,7 @@ class Exported:
     text: str
     sizes: dict[str, int]
     validation: dict[str, Any]
+    auto: AutoLevels | None = None
 
     def as_json(self) -> str:
         """One line of JSON."""
@@ -48,6 +51,7 @@ class Exported:
                 "fingerprint": self.fingerprint,
                 "sizes": self.sizes,
                 "validation": self.validation,
+                "auto": None if self.auto is None else self.auto.as_json(),
             }
         )
 
@@ -61,6 +65,13 @@ class Exported:
             f"  client {self.sizes['client']:,} bytes, server {self.sizes['server']:,} bytes, "
             f"fingerprint {self.fingerprint}",
         ]
+        entropy = self.validation["entropy"]
+        if entropy["tables"] is None and cut.quantized:
+            lines.append(f"  packed codes only, no entropy coder: {entropy['why']}")
+        elif cut.quantized:
+            lines.append(f"  entropy coder: {entropy['classes']} classes, tables from {entropy['tables']}")
+        if self.auto is not None:
+            lines.insert(0, self.auto.as_text())
         if not self.validation["pictures"]:
             return "\n".join([*lines, "  not validated"])
         lines += [
@@ -85,10 +96,23 @@ def rows(validation: dict[str, Any]) -> list[tuple[str, str, str]]:
     if answers["text_codes"]:
         table.append(("question codes compared", f"{answers['text_codes']:,}", ""))
         table.append(("question codes that differ", f"{answers['text_codes_differ']:,}", ""))
+    table += _entropy(validation["entropy"])
     if answers["known"]:
         share = answers["right"] / answers["known"]
         table.append(("right answers", f"{answers['right']:,} of {answers['known']:,} ({share:.1%})", ""))
     return table
+
+
+def _entropy(entropy: dict[str, Any]) -> list[tuple[str, str, str]]:
+    if entropy.get("coded_bytes_mean") is None:
+        return []
+    return [
+        (
+            "payload entropy-coded, mean bytes",
+            f"{entropy['coded_bytes_mean']:.1f}",
+            f"{entropy['fixed_bytes']:,}",
+        )
+    ]
 
 
 def _codes(codes: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -5,10 +5,12 @@ To write the example anew on purpose, run this file with QTL_WRITE_GOLDEN=1.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ import numpy as np
 import pytest
 import zmq
 
-from qtl_core import codes, messages, sockets, wire
+from qtl_core import codes, entropy, messages, sockets, wire
+from qtl_core.entropy_tables import Tables
 from qtl_core.messages import Answer, Ask, Bye, Frame, Hello, Limits, Token, Welcome
+from qtl_core.range_coder import TOTAL
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 ERRORS = PAGE.with_name("errors.md")
 EXAMPLE = re.compile(r"(<!-- example:start -->\n```\n)(.*?)(```\n<!-- example:end -->)", re.DOTALL)
+CODER = re.compile(r"(<!-- coder:start -->\n```\n)(.*?)(```\n<!-- coder:end -->)", re.DOTALL)
 
 CODES = np.array([[0, 1, 2], [3, 2, 1]], dtype=np.uint8)
 
@@ -113,6 +118,11 @@ def test_numbers(page: str) -> None:
     assert f"{wire.CURVE_OVERHEAD} bytes" in page
     assert f"protocol version {messages.PROTOCOL}" in page
     assert f"{sockets.HEARTBEAT_MS // 1000} seconds" in page
+    assert f"at most {wire.MAX_PAD} bytes" in page
+    assert f"min(T, (T R div 2048) div {entropy.LANE_BYTES}, {entropy.MAX_LANES})" in page
+    assert f"If m < {entropy.MIN_LANES}" in page
+    for name in messages.CAPABILITIES:
+        assert f"`{name}`" in page
 
 
 def _spaced(data: bytes) -> str:
@@ -161,13 +171,55 @@ def _example() -> str:
     )
 
 
-def test_the_example_is_what_the_code_writes(page: str) -> None:
-    found = EXAMPLE.search(page)
+@pytest.mark.parametrize(
+    ("block", "written"),
+    [(EXAMPLE, lambda: _example()), (CODER, lambda: _coder_example())],
+    ids=["wire", "coder"],
+)
+def test_the_examples_are_what_the_code_writes(block: re.Pattern[str], written: Callable[[], str]) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    found = block.search(page)
     assert found is not None
     if os.environ.get("QTL_WRITE_GOLDEN"):
-        PAGE.write_text(page[: found.start(2)] + _example() + page[found.end(2) :], encoding="utf-8")
+        PAGE.write_text(page[: found.start(2)] + written() + page[found.end(2) :], encoding="utf-8")
         return
-    assert found[2] == _example()
+    assert found[2] == written()
+
+
+SHORT_TABLES = Tables(
+    4,
+    [12288, 4096],
+    [
+        [[8192, 4096, 2048, 2048], [2048, 8192, 4096, 2048], [4096, 4096, 4096, 4096]],
+        [[1024, 1024, 1024, 13312], [2048, 4096, 8192, 2048], [16381, 1, 1, 1]],
+    ],
+)
+LONG_TABLES = Tables(4, [TOTAL], [[[8192, 4096, 2048, 2048]] * 64])
+LONG_CODES = ((np.arange(4096 * 64, dtype=np.uint64) * 2654435761 % 2**32) >> 30).reshape(4096, 64)
+
+
+def _coder_example() -> str:
+    """The page's examples of the entropy coder, from the code."""
+    short, long = entropy.encode(CODES, SHORT_TABLES), entropy.encode(LONG_CODES, LONG_TABLES)
+    chosen = SHORT_TABLES.choose(CODES).tolist()
+    lines = ["short: L 4, classes 12288 4096"]
+    for each, channels in enumerate(SHORT_TABLES.frequencies.tolist()):
+        lines.append(f"  class {each}    " + "   ".join(" ".join(map(str, table)) for table in channels))
+    symbols = "; ".join(
+        f"class {k}, codes {' '.join(map(str, c))}" for k, c in zip(chosen, CODES, strict=True)
+    )
+    lines += [
+        f"  digest     {SHORT_TABLES.digest.hex()}",
+        f"  symbols    {symbols}",
+        f"  payload    {_spaced(short)}",
+        "long: L 4, one class, every table 8192 4096 2048 2048",
+        f"  digest     {LONG_TABLES.digest.hex()}",
+        f"  lanes      {entropy.lanes_for(4096, LONG_TABLES)}",
+        f"  codes      {' '.join(map(str, LONG_CODES[0, :16]))} ...",
+        f"  payload    {len(long)} bytes: {_spaced(long[:8])} ... {_spaced(long[-8:])}",
+        f"  SHA-256    {hashlib.sha256(long).hexdigest()}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def test_the_example_through_a_bare_tcp_connection(page: str) -> None:

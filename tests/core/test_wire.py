@@ -133,3 +133,44 @@ def test_hostile_announcements(
         assert error.about in (0, number)
     else:
         assert list(named.values()) == payloads
+
+
+@pytest.mark.parametrize("curve", [False, True])
+@pytest.mark.parametrize("multiple", [1, 2, 7, 16, 64, 100, 128, 129, 255, 256, 257, 512, 1000, 4096, 8192])
+def test_padding_makes_every_length_a_multiple(multiple: int, curve: bool) -> None:
+    """At most one step longer than need be, for any payload and question."""
+    for length in (0, 1, 11, 50, 127, 128, 200, 255, 256, 700, 70_000):
+        payload = bytes(range(256)) * 300
+        ask = Ask(7, (wire.frame_codes("v", payload[:length], codec=2),), "q" * (length % 300), 16)
+        padded, payloads = wire.pad(ask, [payload[:length]], multiple, curve)
+        frames = wire.join(padded, payloads)
+        size = wire.wire_size(frames, curve)
+        assert size % multiple == 0
+        # 16 bytes announce the frame, and up to 9 and CURVE's 33 carry it.
+        shortest = wire.wire_size(wire.join(ask, [payload[:length]]), curve) + 16 + (42 if curve else 9)
+        assert size < shortest + 2 * multiple
+        assert padded.frames[:-1] == ask.frames and len(payloads[-1]) <= wire.MAX_PAD
+        limits = Limits(70_000, 300, 64, 1000)
+        assert wire.split(frames, limits)[0] == padded
+
+
+@pytest.mark.parametrize("multiple", [0, -1, wire.MAX_MULTIPLE + 1])
+def test_impossible_padding(multiple: int) -> None:
+    with pytest.raises(MalformedMessage, match="multiple"):
+        wire.pad(Ask(1, ()), [], multiple)
+
+
+@pytest.mark.parametrize("payload", [11, 60, 233_280])
+@pytest.mark.parametrize("question", [5, 40, 250, 4000])
+@pytest.mark.parametrize("codec", [0, 1, 2])
+def test_header_and_framing_take_at_most_64_bytes(payload: int, question: int, codec: int) -> None:
+    """Beyond payload and question, checksum included; with the largest id and every field set."""
+    data = bytes(payload)
+    frame = wire.frame_codes("v", data, count=729, codec=codec)
+    ask = Ask(2**53 - 1, (frame,), "q" * question, 64, True)
+    frames = wire.join(ask, [data])
+    assert wire.wire_size(frames) - payload - question <= 64
+    # CURVE makes each of the two frames 33 bytes longer, and may make its length longer to write.
+    assert wire.wire_size(frames, curve=True) - payload - question <= 64 + 2 * (33 + 7)
+    usual = wire.join(Ask(1, (wire.frame_codes("v", data, codec=codec),), "q" * question), [data])
+    assert wire.wire_size(usual) - payload - question <= 44

@@ -27,6 +27,8 @@ KEYS = {
     "tokens": int,
     "code_dim": int,
     "payload_bytes": int,
+    "packed_bytes": int,
+    "codec": str,
     "bytes_up": int,
     "bytes_down": int,
     "feature_bytes_16bit": int,

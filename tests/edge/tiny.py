@@ -14,6 +14,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from qtl_core import bundle, codes
+from qtl_core.entropy import Tables
+from qtl_core.entropy_file import NAME as TABLES
+from qtl_core.entropy_file import write_tables
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 TOKENS, CODE_DIM, LEVELS = 16, 3, 4
@@ -51,6 +54,7 @@ def write_client(
     picture: bundle.Picture = PICTURE,
     text: bundle.Text = PLAIN,
     files: dict[str, bytes] | None = None,
+    tables: Tables | None = None,
 ) -> bundle.Manifest:
     """Writes a client half into ``folder`` and returns its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,9 @@ def write_client(
     for path, data in (files or {}).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
-    manifest = _manifest(folder, "client", cut(bits), picture, text)
+    if tables is not None:
+        write_tables(folder / TABLES, tables)
+    manifest = _manifest(folder, "client", cut(bits), picture, text, tables)
     bundle.write_manifest(folder, manifest)
     return manifest
 
@@ -83,7 +89,12 @@ def edit_manifest(folder: Path, **fields: Any) -> None:
 
 
 def _manifest(
-    folder: Path, half: bundle.HalfName, its_cut: bundle.Cut, picture: bundle.Picture, text: bundle.Text
+    folder: Path,
+    half: bundle.HalfName,
+    its_cut: bundle.Cut,
+    picture: bundle.Picture,
+    text: bundle.Text,
+    tables: Tables | None,
 ) -> bundle.Manifest:
     sha = hashlib.sha256((folder / "client.onnx").read_bytes()).hexdigest()
     return bundle.Manifest(
@@ -95,7 +106,19 @@ def _manifest(
         text=text,
         template=TEMPLATE,
         files=bundle.hash_files(folder),
+        tables="" if tables is None else tables.digest.hex(),
     )
+
+
+def dark(seed: int = 0) -> Pixels:
+    """A scene with codes 0 and 1 only, and twice as many of the first."""
+    return np.asarray(scene(seed) // 3, dtype=np.uint8)
+
+
+def dark_tables(seed: int = 1000) -> Tables:
+    """Tables of the 2-bit codes of dark scenes; other codes take more bytes with them than packed."""
+    seen = [codes.unpack(payload(dark(seed + each)), LEVELS, (TOKENS, CODE_DIM)) for each in range(20)]
+    return Tables.fit(np.stack(seen), LEVELS)
 
 
 def means(pixels: Pixels) -> npt.NDArray[np.float32]:

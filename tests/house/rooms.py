@@ -30,6 +30,7 @@ MAY_IMPORT = {
 _NN = {"torch", "transformers", "safetensors", "tokenizers"}
 _EXPORT = {"onnx", "onnxscript", "onnx_ir", "optimum"}
 _TRAIN = {"sklearn", "scipy", "tqdm", "matplotlib", "tomli"}
+_BENCH = {"vector_quantize_pytorch", "zstandard"}
 
 # room -> third parties it may import, lazily or not, beside the standard library.
 THIRD_PARTIES = {
@@ -39,11 +40,11 @@ THIRD_PARTIES = {
     "edge_runtime": {"numpy", "msgspec", "zmq", "onnxruntime", "PIL", "click", "tokenizers"},
     "server_runtime": {"numpy", "msgspec", "zmq", "click"} | _NN,
     "qtl_export": {"numpy", "msgspec", "zmq", "click", "PIL", "onnxruntime", "tqdm"} | _NN | _EXPORT,
-    "qtl_training": {"numpy", "msgspec", "zmq", "click", "PIL"} | _NN | _TRAIN,
+    "qtl_training": {"numpy", "msgspec", "zmq", "click", "PIL"} | _NN | _TRAIN | _BENCH,
 }
 
 # What a device never has installed. The import test makes these impossible to import.
-NOT_ON_DEVICE = frozenset({*_NN, *_EXPORT, *_TRAIN, "server_runtime", "qtl_export", "qtl_training"})
+NOT_ON_DEVICE = frozenset({*_NN, *_EXPORT, *_TRAIN, *_BENCH, "server_runtime", "qtl_export", "qtl_training"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import zmq
 
 from qtl_core.bundle import Cut, Manifest, Picture, Template, Text
 from qtl_core.codes import bits_of, packed_size
+from qtl_core.entropy import Tables
 from server_runtime import FakeEngine, Server, ServerConfig
 from tests.server.peer import PATIENCE_S, Peer, Running
 
@@ -72,13 +73,14 @@ def serve() -> Iterator[Serve]:
             engine: FakeEngine | Manifest | None = None,
             *,
             clock: Callable[[], float] | None = None,
+            tables: Tables | None = None,
             **settings: Any,
         ) -> Running:
             if not isinstance(engine, FakeEngine):
                 engine = FakeEngine(engine or make_manifest())
             settings.setdefault("bind", "tcp://127.0.0.1:*")
             config = ServerConfig(**settings)
-            server = Server(config, engine, clock=clock or time.monotonic)
+            server = Server(config, engine, clock=clock or time.monotonic, tables=tables)
             failures: list[BaseException] = []
 
             def run() -> None:

@@ -33,6 +33,8 @@ class Peer:
     manifest: Manifest
     device: Path | None = None
     name: str = ""
+    capabilities: tuple[str, ...] = ()
+    tables: bytes = b""
     socket: zmq.Socket[bytes] = field(init=False)
     session: bytes = b""
 
@@ -77,6 +79,8 @@ class Peer:
             codecs=(CODECS[self.manifest.cut.codec],),
             text=self.manifest.text.mode,
             agent="test",
+            capabilities=self.capabilities,
+            tables=self.tables,
         )
 
     def hello(self, resume: bytes = b"") -> Welcome:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from qtl_core.entropy_file import tables_name
 from qtl_core.errors import CheckpointError, RecipeError
 from qtl_core.nn.checkpoint import load_checkpoint
-from qtl_training import evaluating
+from qtl_training import evaluating, publishing, tables
 from qtl_training.digits.dataset import QuestionSet, question_only, question_set
 from qtl_training.digits.scenes import Scenes
 from qtl_training.local import train
@@ -77,12 +78,15 @@ def test_only_the_quantizer_is_trained(tiny_folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("few_questions")
-def test_the_best_of_the_candidates_is_published_by_name(tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_best_of_the_candidates_is_published_by_name(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "target"
     shutil.copytree(tiny_folder, folder)
     (folder / "card.json").write_text(
         json.dumps(_card(evaluating.evaluate_checkpoint(folder, "test", (4, 0))))
     )
+    monkeypatch.setattr(publishing, "add_tables", partial(tables.add_tables, scenes=40))
     candidates = [run(tmp_path, folder, seed=seed) for seed in (2, 3)]
     card = publish_quantizer(candidates, folder, "few", progress=False)
     macro = [result["table"][0]["accuracy"]["macro"] for result in card["choice"]]
@@ -93,6 +97,7 @@ def test_the_best_of_the_candidates_is_published_by_name(tiny_folder: Path, tmp_
         published.model.vision_quantizer.out_proj.weight, chosen.model.vision_quantizer.out_proj.weight
     )
     assert "| `few` | 4 x 4 | 3 |" in (folder / "README.md").read_text()
+    assert (folder / "quantizers" / "few" / tables_name(3)).is_file()
     result = evaluating.evaluate_checkpoint(folder, "test", (), quantizer="few", progress=False)
     assert result["quantizer"] == "few" and result["table"][0]["levels"] == 3
 
@@ -112,4 +117,25 @@ def test_a_run_that_began_with_another_quantizer_is_not_resumed(tiny_folder: Pat
 
 
 def _card(result: dict[str, object]) -> dict[str, object]:
-    return {"chosen": 0, "test": [result], "validation": result, "test_coded_text": result}
+    return {
+        "chosen": 0,
+        "test": [result],
+        "validation": result,
+        "test_coded_text": result,
+        "coded": {"4": 9.5},
+    }
+
+
+def test_a_quantizer_of_the_same_geometry_begins_with_the_weights_of_the_one_before(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "same.toml"
+    text = RECIPE.replace("START", str(tiny_folder)).replace("TRAIN", '["vision_quantizer"]')
+    text = text.replace("code_dim = 4", "code_dim = 8").replace("merge = 3", "merge = 2")
+    text = text.replace("fit_quantizers = true\n", "quantizer_lr = 0.0\nk_lr = 0.0\n")
+    file.write_text(text)
+    after = load_checkpoint(train(read_recipe(file), tmp_path / "same", progress=False))
+    before = load_checkpoint(tiny_folder).model.vision_quantizer
+    quantizer = after.model.vision_quantizer
+    assert torch.equal(quantizer.in_proj.weight, before.in_proj.weight)
+    assert torch.equal(quantizer.k, before.k_for(3).expand(1, 8)) and quantizer.levels == 3

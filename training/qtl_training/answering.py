@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,10 +75,34 @@ def answered_right(
     needed. Arguments as for ``answers``.
     """
     model = checkpoint.model.eval()
+
+    def cross(scenes: list[int]) -> Tensor:
+        return model.cross(model.vision.connector(features[scenes].float()), levels)[0]
+
+    return right_given(checkpoint, cross, questions, text_levels=text_levels)
+
+
+@torch.no_grad()
+def right_given(
+    checkpoint: Checkpoint,
+    restored_of: Callable[[list[int]], Tensor],
+    questions: tuple[Question, ...],
+    *,
+    text_levels: int | None = None,
+) -> list[bool]:
+    """As ``answered_right``, from what crossed.
+
+    Args:
+        checkpoint: the model.
+        restored_of: picture features [scenes, tokens, width] of some scenes, as the server has them.
+        questions: what to ask.
+        text_levels: L of the language quantizer; None where questions travel as text.
+    """
+    model = checkpoint.model.eval()
     vocabulary = Vocabulary(checkpoint)
     out = [True] * len(questions)
     for batch in _batches(questions):
-        restored, _ = model.cross(model.vision.connector(features[batch.scenes].float()), levels)
+        restored = restored_of(batch.scenes)
         known = [(*vocabulary.ids(questions[index].answer), vocabulary.end) for index in batch.order]
         packed = batch.pack(questions, known, checkpoint, vocabulary, restored.shape[1])
         hidden = _run(model, packed, restored, text_levels)

@@ -1,4 +1,4 @@
-"""Imports of what the extra ``[train]`` brings, with one clear line where it is missing."""
+"""Imports of what the extras ``[train]`` and ``[bench]`` bring, with one clear line where one is missing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ _NEEDED = {
     "transformers": "transformers",
     "sklearn": "scikit-learn",
     "tqdm": "tqdm",
+    "matplotlib": "matplotlib",
     "msgspec": "msgspec",
 }
+_RIVALS_NEED = {"vector_quantize_pytorch": "vector-quantize-pytorch", "zstandard": "zstandard"}
 
 
 def need_train() -> None:
@@ -24,3 +26,15 @@ def need_train() -> None:
     for module, package in _NEEDED.items():
         if find_spec(module) is None:
             raise MissingExtra.of("train", package)
+
+
+def need_bench() -> None:
+    """Checks that what the rivals need is installed too.
+
+    Raises:
+        MissingExtra: names the first package that is not there.
+    """
+    need_train()
+    for module, package in _RIVALS_NEED.items():
+        if find_spec(module) is None:
+            raise MissingExtra.of("bench", package)

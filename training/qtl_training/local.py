@@ -122,7 +122,7 @@ def _stage(checkpoint: Checkpoint, stage: Stage, seed: int, *, resumed: bool, pr
 def _start(recipe: Recipe, folder: Path) -> Checkpoint:
     if recipe.model is None:
         checkpoint = load_checkpoint(shipped.digits() if recipe.start == "shipped" else recipe.start)
-        return checkpoint if recipe.vision is None else _requantized(checkpoint, recipe.vision, recipe.seed)
+        return checkpoint if recipe.vision is None else requantized(checkpoint, recipe.vision, recipe.seed)
     place = folder / ".new"
     shutil.rmtree(place, ignore_errors=True)
     build_checkpoint(place, recipe.model, recipe.name, recipe.seed)
@@ -131,9 +131,18 @@ def _start(recipe: Recipe, folder: Path) -> Checkpoint:
     return checkpoint
 
 
-def _requantized(checkpoint: Checkpoint, vision: QuantizerSettings, seed: int) -> Checkpoint:
-    """The checkpoint with a new vision quantizer in place of its own, and no further ones."""
+def requantized(checkpoint: Checkpoint, vision: QuantizerSettings, seed: int) -> Checkpoint:
+    """The checkpoint with another vision quantizer in place of its own, and no further ones.
+
+    Of the same geometry it begins with the weights of the one before, and with its k at the new L.
+    """
     torch.manual_seed(seed)
-    checkpoint.model.vision_quantizer = vision.build(checkpoint.model.vision_quantizer.width)
+    before = checkpoint.model.vision_quantizer
+    quantizer = vision.build(before.width)
+    if (quantizer.code_dim, quantizer.merge) == (before.code_dim, before.merge):
+        kept = {name: value for name, value in before.state_dict().items() if not name.startswith("k")}
+        quantizer.load_state_dict(kept, strict=False)
+        quantizer.k.data.copy_(before.k_for(vision.levels).detach().expand_as(quantizer.k))
+    checkpoint.model.vision_quantizer = quantizer
     settings = msgspec.structs.replace(checkpoint.settings, vision=vision)
     return dataclasses.replace(checkpoint, settings=settings, further={})

@@ -24,6 +24,7 @@ from qtl_training.digits import questions as q
 from qtl_training.digits.scenes import Scenes, render, sample
 from qtl_training.evaluating import evaluate_checkpoint
 from qtl_training.model_card import model_card, row_at
+from qtl_training.tables import add_tables
 
 LEVELS = (2, 4, 8, 16, 32, 64, 128, 256, 0)  # 1 to 8 bits, and unquantized
 _HELD_OUT_SEED = 77_077
@@ -64,6 +65,7 @@ def publish(candidates: Sequence[Path], folder: Path, *, progress: bool = True) 
     }
     try:
         write_beside(candidates[best], folder)
+        card["coded"] = _coded(folder, progress=progress)
         (folder / "card.json").write_text(json.dumps(_rounded(card), indent=1) + "\n", "utf-8")
         (folder / "README.md").write_text(model_card(card, folder), "utf-8")
     except OSError as error:
@@ -103,12 +105,19 @@ def publish_quantizer(
     try:
         save_quantizer(folder, name, FurtherQuantizer(chosen.settings.vision, chosen.model.vision_quantizer))
         beside = folder / QUANTIZERS_FOLDER / name
+        card["coded"] = _coded(folder, name, progress=progress)
         (beside / "card.json").write_text(json.dumps(_rounded(card), indent=1) + "\n", "utf-8")
         whole = json.loads((folder / "card.json").read_text("utf-8"))
         (folder / "README.md").write_text(model_card(whole, folder), "utf-8")
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
     return card
+
+
+def _coded(folder: Path, quantizer: str = "", *, progress: bool) -> dict[str, float]:
+    """Puts the entropy coder's tables into the folder; mean bytes of a coded picture by level count."""
+    rows = add_tables(folder, quantizer=quantizer, progress=progress)
+    return {str(row["levels"]): row["coded_bytes"] for row in rows}
 
 
 def _check_same(ours: Checkpoint, theirs: Checkpoint) -> None:
@@ -127,7 +136,10 @@ def _check_same(ours: Checkpoint, theirs: Checkpoint) -> None:
 def write_beside(checkpoint: Path, folder: Path) -> None:
     """Copies a checkpoint and adds held-out pictures with questions, and an example picture."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / QUANTIZERS_FOLDER, ignore_errors=True)  # they fit the weights that go
+    # These fit the weights that go.
+    shutil.rmtree(folder / QUANTIZERS_FOLDER, ignore_errors=True)
+    for tables in folder.glob("entropy-*-levels.npz"):
+        tables.unlink()
     for file in checkpoint.iterdir():
         shutil.copyfile(file, folder / file.name)
     scenes = sample("validation", _HELD_OUT_SCENES, _HELD_OUT_SEED)

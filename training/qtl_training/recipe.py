@@ -146,7 +146,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         seed: of everything random.
         start: a checkpoint folder to start from, "shipped" for the shipped one, "" to build ``model``.
         model: shapes of the model to build.
-        vision: a new vision quantizer for the checkpoint to start from, in place of its own.
+        vision: another vision quantizer for the checkpoint to start from, in place of its own; where
+            ``code_dim`` and ``merge`` are the same it begins with the weights of that one.
         stages: run in order.
         checkpoint_every: seconds between checkpoints of a run.
         log_every: steps between lines of the log.

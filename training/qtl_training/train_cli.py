@@ -11,6 +11,8 @@ import click
 from qtl_core import __version__
 from qtl_core.exits import run
 from qtl_training.extras import need_train
+from qtl_training.levels.cli import levels as levels_command
+from qtl_training.tables_cli import tables as tables_command
 
 _EXAMPLES = """\
 \b
@@ -46,6 +48,10 @@ Example:
 @click.version_option(__version__, prog_name="qtl-train")
 def cli() -> None:
     """Train models that are cut in two."""
+
+
+cli.add_command(levels_command)
+cli.add_command(tables_command)
 
 
 @cli.command(epilog=_LOCAL_EXAMPLE)

@@ -1,0 +1,1 @@
+"""What the entropy coder saves, and what it costs; see ``__main__``."""

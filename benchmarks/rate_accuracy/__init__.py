@@ -1,0 +1,1 @@
+"""Bytes against accuracy: our quantizers and every rival, in one harness."""

@@ -1,0 +1,151 @@
+"""The whole comparison: grids on the validation split, what is chosen on the test split, over all seeds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.rate_accuracy.jobs import Features, Frame, Job, Measure, Pictures
+from benchmarks.rate_accuracy.store import read_json
+from qtl_core.nn.checkpoint import load_checkpoint
+from qtl_training.rivals.methods import Knob, Variant, described
+
+
+class Study:
+    """Runs what is missing and collects what is there.
+
+    Args:
+        frame: what jobs work in.
+        variants: what is compared.
+        seeds: of the fine-tunes; the first one's are what settings are chosen by.
+        workers: processes; 1 works in this one.
+        threads: that each of them computes with.
+    """
+
+    def __init__(
+        self, frame: Frame, variants: Sequence[Variant], seeds: Sequence[int], workers: int, threads: int
+    ) -> None:
+        known = ("", *load_checkpoint(frame.conditions.start).quantizers)
+        self.variants = [
+            v for v in variants if v.kind != "shipped" or v.settings.get("quantizer", "") in known
+        ]
+        self._frame, self._seeds, self._workers, self._threads = frame, seeds, workers, threads
+
+    def run(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Results (as the jobs wrote them) of the validation and of the test split."""
+        with self._workshop() as pool:
+            return self._run(pool)
+
+    def _run(self, pool: Executor | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        frame, first = self._frame, self._seeds[0]
+        kept: list[Job] = [Features(split="train", seed=seed) for seed in self._seeds]
+        kept += [Features(split=split) for split in ("validation", "test")]
+        if any(variant.kind == "picture" for variant in self.variants):
+            kept += [Pictures(split=split) for split in ("validation", "test")]
+        self._do(kept, "features", pool)
+        grid = [Measure(variant=variant, seed=first, split="validation") for variant in self.variants]
+        self._measure(grid, pool)
+        validation = [read_json(job.path(frame)) for job in grid]
+        final = [
+            Measure(variant=variant, seed=seed, split="test", knobs=knobs)
+            for variant, knobs in choose(self.variants, validation)
+            for seed in self._seeds
+            if variant.kind != "shipped" or seed == first
+        ]
+        self._measure(final, pool)
+        return validation, [read_json(job.path(frame)) for job in final]
+
+    def _measure(self, jobs: Sequence[Measure], pool: Executor | None) -> None:
+        """Measures, after what has to be there first: coded pictures and trained models."""
+        split = jobs[0].split if jobs else ""
+        missing = [job for job in jobs if not job.path(self._frame).exists()]
+        trained = [job.training for job in missing if job.variant.kind != "shipped"]
+        self._do([files for job in missing for files in job.files(self._frame)], f"{split} pictures", pool)
+        self._do(trained, f"training for {split}", pool)
+        self._do(missing, split, pool)
+
+    def _do(self, jobs: Iterable[Job], label: str, pool: Executor | None) -> None:
+        missing = [job for job in dict.fromkeys(jobs) if not job.path(self._frame).exists()]
+        progress = self._frame.progress
+        with tqdm(total=len(missing), desc=label, unit="job", disable=not progress or None) as bar:
+            if pool is None:
+                for job in missing:
+                    job.run(self._frame)
+                    bar.update()
+                return
+            for done in as_completed([pool.submit(job.run, self._frame) for job in missing]):
+                done.result()
+                bar.update()
+
+    @contextmanager
+    def _workshop(self) -> Iterator[Executor | None]:
+        """The processes that work; None where this one does."""
+        if self._workers == 1:
+            yield None
+            return
+        os.environ["OMP_NUM_THREADS"] = str(self._threads)  # for numpy in the workers
+        context = multiprocessing.get_context("spawn")
+        lock = context.RLock()
+        tqdm.set_lock(lock)
+        with ProcessPoolExecutor(self._workers, context, _begin, (self._threads, lock)) as pool:
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def choose(
+    variants: Sequence[Variant], results: Sequence[dict[str, Any]]
+) -> list[tuple[Variant, tuple[Knob, ...]]]:
+    """Which knobs of which variants are reported: those no other of the family beats in bytes and accuracy.
+
+    Ours and the shipped quantizers are named beforehand, so all their knobs stay. Pictures are compared
+    by their bytes without the codec's header.
+    """
+    rows = [row for result in results for row in result["rows"]]
+    best = [
+        row["row"]
+        for row in rows
+        if not any(_beats(other, row) for other in rows if other["family"] == row["family"])
+    ]
+    chosen = []
+    for variant, result in zip(variants, results, strict=True):
+        named = variant.kind in ("ours", "shipped")
+        # A knob's row or rows come in the order of the knobs; a second one is the first's coded form.
+        kept = [row["knob"] for row in result["rows"] if named or row["row"] in best]
+        knobs = tuple(knob for knob in variant.knobs if described(knob) in kept)
+        if kept:
+            chosen.append((variant, knobs))
+    return chosen
+
+
+def size_of(row: dict[str, Any]) -> float:
+    """The bytes a row is compared by: without the codec's header where there is one."""
+    net = row.get("net_bytes_mean")
+    return float(row["payload_bytes_mean"] if net is None else net)
+
+
+def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    smaller, better = size_of(one) - size_of(other), one["accuracy"]["macro"] - other["accuracy"]["macro"]
+    return smaller <= 0 <= better and (smaller < 0 or better > 0)
+
+
+def _begin(threads: int, lock: Any) -> None:
+    """Sets a worker up: its threads, its share of the bars, and its end should the parent be killed."""
+    import torch
+
+    torch.set_num_threads(threads)
+    tqdm.set_lock(lock)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()

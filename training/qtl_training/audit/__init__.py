@@ -1,0 +1,1 @@
+"""Attacks on what crosses the wire, and what they recover: the audit behind ``qtl-audit``."""
