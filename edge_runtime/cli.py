@@ -65,8 +65,8 @@ _OPTIONS = (
         "--pad",
         type=click.IntRange(min=0, max=MAX_MULTIPLE),
         metavar="N",
-        help="Make each message a multiple of N bytes long, so that its length tells an eavesdropper less.  "
-        "[default: 0, as long as it is]",
+        help="Make each message a multiple of N bytes long. That hides its length where only the sum shows; "
+        "an eavesdropper on the connection itself sees each frame's length.  [default: 0, as long as it is]",
     ),
     click.option(
         "--provider",

@@ -78,8 +78,8 @@ class EdgeClient:
         threads: threads of the graph; 0 leaves it to onnxruntime.
         providers: onnxruntime execution providers, best first; None means the CPU.
         insecure: speak plaintext to another machine.
-        pad: make each question's message a multiple of so many bytes long, framing included, so that its
-            length tells an eavesdropper less; 0 does not.
+        pad: make each question's message a multiple of so many bytes long, framing included; 0 does not.
+            That hides its length where only the sum shows, not from who sees each frame's length.
         clock: seconds, monotonic.
         rng: spreads retries.
         transport: makes the connection; a ZeroMQ DEALER if not given.
