@@ -27,6 +27,7 @@ _NEARLY: Final = 0.01
 _TRIED: Final = (8, 16, 32, 64, 128, 256)
 _KEPT_ASIDE: Final = 4
 _MOST_TOKENS: Final = 32768
+_MOST_CODES: Final = 1 << 23
 _MOST_ENTRIES: Final = 1 << 20
 _ROUNDS: Final = 20
 
@@ -61,8 +62,10 @@ def fit(codes: npt.ArrayLike, levels: int, *, classes: int | None = None, seed: 
             f"{min(MAX_CLASSES, rows)}"
         )
     flat = array.reshape(rows, channels).astype(np.uint8)
-    if rows > _MOST_TOKENS:
-        flat = flat[np.linspace(0, rows - 1, _MOST_TOKENS).astype(np.intp)]
+    # More would take minutes, and change little.
+    most = max(MIN_TOKENS, min(_MOST_TOKENS, _MOST_CODES // channels))
+    if rows > most:
+        flat = flat[np.linspace(0, rows - 1, most).astype(np.intp)]
     return _measured(flat, levels, _paying(flat, levels, seed) if classes is None else classes, seed)
 
 

@@ -71,7 +71,8 @@ def _table(reply: dict[str, Any]) -> str:
     payload = int(reply["payload_bytes"])
     code = f"{reply['tokens']} tokens x {reply['code_dim']} codes x {reply['bits']} bits"
     rows = [
-        (f"codes ({code})", payload),
+        (f"codes ({code}), as they were sent", payload),
+        ("the same codes packed", int(reply["packed_bytes"])),
         ("whole message up: codes, question, header", int(reply["bytes_up"])),
         ("whole messages down: the answer", int(reply["bytes_down"])),
         ("the same features at 16 bits", int(reply["feature_bytes_16bit"])),

@@ -114,18 +114,19 @@ def calibrate(checkpoint: Checkpoint, cut: Cut, folder: Path | None, progress: P
         checkpoint.model.vision,
         pictures,
         follow=lambda starts: progress.bar(
-            starts, "measuring the entropy coder's tables", len(pictures), "pictures", each=BATCH
+            starts, "features of the calibration pictures", len(pictures), "pictures", each=BATCH
         ),
     )
     with torch.inference_mode():
         codes: Codes = checkpoint.model.vision_quantizer.encode(
             torch.from_numpy(features), cut.levels
         ).numpy()
-    try:
-        tables = entropy.Tables.fit(codes, cut.levels)
-    except InputError as error:
-        return Calibrated(None, f"{source}: {error}")
-    return Calibrated(tables, source, len(pictures), _cross_bytes(codes, cut))
+    with progress.stage("measuring the entropy coder's tables"):
+        try:
+            tables = entropy.Tables.fit(codes, cut.levels)
+        except InputError as error:
+            return Calibrated(None, f"{source}: {error}")
+        return Calibrated(tables, source, len(pictures), _cross_bytes(codes, cut))
 
 
 def _brought(checkpoint: Checkpoint, cut: Cut) -> Calibrated | None:

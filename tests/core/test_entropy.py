@@ -229,6 +229,21 @@ def test_corruptions_of_long_payloads() -> None:
             entropy.decode(bytes(damaged), tables, codes.shape)
 
 
+def test_noise_as_a_long_payload() -> None:
+    """Lanes that ask for more words than there are, or begin below where a state may be."""
+    tables = make_tables(16, 64, 2, peak=0.4)
+    head = 4 * entropy.lanes_for(700, tables)
+    rng = np.random.default_rng(0)
+    for size in (head, head + 2, head + 5000, 40_000):
+        for noise in (rng.bytes(size), bytes(size), b"\xff" * size):
+            with pytest.raises(CodeError):
+                entropy.decode(noise, tables, (700, 64))
+    # The words of no codes at all, and states that no encoder writes.
+    good = entropy.encode(np.zeros((700, 64), np.uint8), tables)
+    with pytest.raises(CodeError):
+        entropy.decode(bytes(head) + good[head:], tables, (700, 64))
+
+
 @pytest.mark.parametrize("count", [1, 7, 120])
 @pytest.mark.parametrize("classes", [1, 4])
 @pytest.mark.parametrize(("tokens", "channels"), [(9, 5), (1, 1), (700, 128)])

@@ -194,19 +194,20 @@ SHORT_TABLES = Tables(
         [[1024, 1024, 1024, 13312], [2048, 4096, 8192, 2048], [16381, 1, 1, 1]],
     ],
 )
+SHORT_CODES = np.array([[0, 1, 2], [3, 2, 0], [3, 2, 1], [0, 0, 3]], dtype=np.uint8)
 LONG_TABLES = Tables(4, [TOTAL], [[[8192, 4096, 2048, 2048]] * 64])
 LONG_CODES = ((np.arange(4096 * 64, dtype=np.uint64) * 2654435761 % 2**32) >> 30).reshape(4096, 64)
 
 
 def _coder_example() -> str:
     """The page's examples of the entropy coder, from the code."""
-    short, long = entropy.encode(CODES, SHORT_TABLES), entropy.encode(LONG_CODES, LONG_TABLES)
-    chosen = SHORT_TABLES.choose(CODES).tolist()
+    short, long = entropy.encode(SHORT_CODES, SHORT_TABLES), entropy.encode(LONG_CODES, LONG_TABLES)
+    chosen = SHORT_TABLES.choose(SHORT_CODES).tolist()
     lines = ["short: L 4, classes 12288 4096"]
     for each, channels in enumerate(SHORT_TABLES.frequencies.tolist()):
         lines.append(f"  class {each}    " + "   ".join(" ".join(map(str, table)) for table in channels))
     symbols = "; ".join(
-        f"class {k}, codes {' '.join(map(str, c))}" for k, c in zip(chosen, CODES, strict=True)
+        f"class {k}, codes {' '.join(map(str, c))}" for k, c in zip(chosen, SHORT_CODES, strict=True)
     )
     lines += [
         f"  digest     {SHORT_TABLES.digest.hex()}",
