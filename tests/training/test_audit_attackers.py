@@ -8,22 +8,23 @@ import numpy as np
 import pytest
 import torch
 
+from qtl_core.nn.quantizer import merge_tokens
 from qtl_training.audit.attributes import probe
 from qtl_training.audit.cells import Cells
 from qtl_training.audit.inversion import as_bytes, invert, mean_picture
-from qtl_training.audit.networks import Adapter
+from qtl_training.audit.networks import Adapter, Draft
 from qtl_training.audit.settings import QUICK
 from qtl_training.audit.similarity import psnr
 from qtl_training.digits.scenes import sample
 
-EFFORT = replace(QUICK, batch=16, inversion_steps=45, attribute_steps=60)
+EFFORT = replace(QUICK, batch=16, inversion_steps=4, attribute_steps=60)
 
 
 def colours_of_patches(n: int, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
-    """Four tokens of three values each, and pictures whose quarters have just these colours."""
-    values = rng.uniform(-1, 1, (n, 4, 3)).astype(np.float32)
-    quarters = (127.5 * (1 + values)).reshape(n, 2, 2, 3)
-    pictures = quarters.repeat(48, axis=1).repeat(48, axis=2)
+    """Nine tokens of three values each, and pictures whose cells have just these colours."""
+    values = rng.uniform(-1, 1, (n, 9, 3)).astype(np.float32)
+    cells = (127.5 * (1 + values)).reshape(n, 3, 3, 3)
+    pictures = cells.repeat(32, axis=1).repeat(32, axis=2)
     return torch.from_numpy(values), as_bytes(pictures)
 
 
@@ -32,11 +33,11 @@ def test_inversion_recovers_a_linear_toy_and_starts_at_the_mean() -> None:
     seen, pixels = colours_of_patches(96, rng)
     seen_test, truth = colours_of_patches(24, rng)
     mean = np.repeat(as_bytes(mean_picture(pixels))[None], len(truth), axis=0)
-    untrained = invert(seen, seen_test, pixels, 4, replace(EFFORT, inversion_steps=0), 1, progress=False)
+    untrained = invert(seen, seen_test, pixels, 9, replace(EFFORT, inversion_steps=0), 1, progress=False)
     assert (untrained == mean).all()
-    drawn = invert(seen, seen_test, pixels, 4, EFFORT, 1, progress=False)
-    assert psnr(drawn, truth).mean() > psnr(mean, truth).mean() + 6
-    again = invert(seen, seen_test, pixels, 4, EFFORT, 1, progress=False)
+    drawn = invert(seen, seen_test, pixels, 9, EFFORT, 1, progress=False)
+    assert psnr(drawn, truth).mean() > psnr(mean, truth).mean() + 10
+    again = invert(seen, seen_test, pixels, 9, EFFORT, 1, progress=False)
     assert (drawn == again).all()
 
 
@@ -84,3 +85,18 @@ def test_adapter_whitens_and_spreads_tokens_over_the_grid() -> None:
     assert torch.isfinite(constant(torch.ones(1, 4, 3))).all()
     with pytest.raises(ValueError, match="do not spread"):
         Adapter(seen, 3, 8)
+
+
+@pytest.mark.parametrize(("tokens", "channels"), [(36, 2), (4, 5)])
+def test_draft_draws_what_depends_on_a_square_alone(tokens: int, channels: int) -> None:
+    torch.manual_seed(0)
+    seen = torch.randn(300, tokens, channels)
+    draft = Draft(Adapter(seen, round(tokens**0.5), 8), seen)
+    across = {36: 3, 4: 1}[tokens]
+    of_square = merge_tokens(seen, round(tokens**0.5) // across).tanh()[..., 0]
+    grid = of_square.reshape(-1, 1, across, across).repeat_interleave(96 // across, 2)
+    pictures = grid.repeat_interleave(96 // across, 3).expand(-1, 3, -1, -1)
+    assert not draft(seen[:2]).any()
+    draft.fit(seen[:240], lambda part: pictures[:240][part])
+    error = (draft(seen[240:]) - pictures[240:]).pow(2).mean()
+    assert error < 0.2 * pictures[240:].var()

@@ -81,7 +81,7 @@ def test_untrained_attackers_prove_nothing_and_say_so(settings: AuditSettings, t
     assert (
         text.startswith(f"before\n{START}\n") and text.endswith(f"{END}\nafter\n") and "last time" not in text
     )
-    assert "| small |" in text
+    assert "| small |" in text and "](pictures/grid.png)" in text
     with Image.open(grid) as picture:
         assert picture.height > 400  # original, 16-bit, two widths, small, mean picture
     assert json.loads(json.dumps(found)) == found

@@ -36,5 +36,5 @@ def audit(
     if grid is not None:
         draw_grid(grid, found, target)
     if docs is not None:
-        renew(docs, found)
+        renew(docs, found, grid)
     return found

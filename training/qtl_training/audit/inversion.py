@@ -84,6 +84,8 @@ def invert(
 ) -> NDArray[np.uint8]:
     """Trains a decoder on pictures and what crossed of them, and draws others from what crossed alone.
 
+    Without a single step nothing is trained, and the drawings are the mean picture.
+
     Args:
         seen: what the server had of the training pictures, float [n, tokens, channels].
         seen_test: what it has of the others.
@@ -102,6 +104,9 @@ def invert(
     decoder = Decoder(seen, mean, round(tokens**0.5)).to(  # type: ignore[call-overload]
         memory_format=torch.channels_last
     )
+
+    if effort.inversion_steps:
+        decoder.draft.fit(seen, lambda part: as_input(pixels[part]) - mean)
 
     def loss(chosen: NDArray[np.int64], generator: torch.Generator) -> Tensor:
         target = as_input(pixels[chosen])

@@ -7,7 +7,9 @@ measured for questions of one length at a time, which leaves what the sizes tell
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from qtl_core import entropy
 from qtl_core import messages as m
+from qtl_core.entropy_file import read_tables, tables_name
+from qtl_core.nn.checkpoint import QUANTIZERS_FOLDER
 from qtl_training.audit.information import accuracy, entropy_of, information
 from qtl_training.audit.mail import Ints, Mail, half_empty, unsent
 from qtl_training.audit.observing import frame_lengths
@@ -30,6 +34,7 @@ CONTROL = "planted"
 """Payloads whose size is the number of digits: a leak the attack must find."""
 
 _WORDINGS = 6
+_PROBES = (1, 20, 100, 200, 300)
 _CONTROL_BYTES = 40
 
 
@@ -42,7 +47,7 @@ class Lengths:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self.key = "-".join(["lengths", *map(str, target.pads)])
+        self.key = f"lengths-{_framing(target.pads):08x}"
         self.subjects = (CONTROL, *(one.name for one in target.representations))
         self._mail: tuple[str, Mail] | None = None
 
@@ -76,18 +81,41 @@ class Lengths:
         return Mail(train, *(unsent(pictures.scenes) for pictures in others))
 
     def _coded(self, one: Representation) -> Mail:
-        """Entropy-coded sizes, under tables measured on scenes the eavesdropper does not learn from."""
+        """Entropy-coded sizes, under the checkpoint's tables, or else such as it would be given.
+
+        Those are measured on scenes the eavesdropper does not learn from.
+        """
         if self._mail is None or self._mail[0] != one.name:
             target, effort = self._target, self._target.effort
             gallery = target.gallery
             codes = target.cut.codes(one, gallery.train.features[: effort.table_scenes + effort.sized_scenes])
-            tables = entropy.Tables.fit(codes[: effort.table_scenes].numpy(), one.levels)
+            tables = _brought(target.checkpoint.path, one)
+            if tables is None:
+                tables = entropy.Tables.fit(codes[: effort.table_scenes].numpy(), one.levels)
             sent = [codes[effort.table_scenes :]]
             others = (gallery.test, gallery.empty_train, gallery.empty_test)
             sent += [target.cut.codes(one, pictures.features) for pictures in others]
             sizes = [coded_sizes(part, tables, one.packed_bytes) for part in sent]
             self._mail = (one.name, self._contents().sent(*sizes))
         return self._mail[1]
+
+
+def _framing(pads: tuple[int, ...]) -> int:
+    """Tells ways of framing and padding messages apart, so that kept results of another are not taken up."""
+    seen = [
+        (pad, size, frame_lengths(text, size, m.CODEC_RANS, pad=pad))
+        for pad in (0, *pads)
+        for size in _PROBES
+        for text in wordings()
+    ]
+    return zlib.crc32(repr(seen).encode())
+
+
+def _brought(checkpoint: Path, one: Representation) -> entropy.Tables | None:
+    """The tables a checkpoint brings for a representation, where ``qtl-export`` looks; None: none."""
+    folder = checkpoint / QUANTIZERS_FOLDER / one.quantizer if one.quantizer else checkpoint
+    path = folder / tables_name(one.levels)
+    return read_tables(path) if path.is_file() else None
 
 
 def coded_sizes(codes: Tensor, tables: entropy.Tables, packed: int) -> Ints:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qtl_core.nn.quantizer import split_tokens
+from qtl_core.nn.quantizer import merge_tokens, split_tokens
 from qtl_training.digits.scenes import CELLS, COLOURS, GRID, SIDE
 
 CLASSES = (10, len(COLOURS), 1)
@@ -48,19 +49,91 @@ class Adapter(nn.Module):
         self.linear = nn.Linear(seen.shape[2], width * self._split**2)
         self.places = nn.Parameter(0.02 * torch.randn(side * side, width))
 
+    def whiten(self, seen: Tensor) -> Tensor:
+        """Tokens with uncorrelated channels of variance 1 (less, where there is hardly any)."""
+        return (seen - self.centre) @ self.whitening
+
     def forward(self, seen: Tensor) -> Tensor:
         """float [n, side**2, width]."""
-        spread = self.linear((seen - self.centre) @ self.whitening)
+        spread = self.linear(self.whiten(seen))
         return split_tokens(spread, self._split) + self.places
 
 
+class Draft(nn.Module):
+    """A first drawing in closed form: least squares from random features of a square's tokens to its pixels.
+
+    The picture is cut into at most 3 x 3 squares, which share one map; ``ReLU(W x + b)`` with random W and b
+    stands beside x itself. Before ``fit`` it draws nothing.
+
+    Args:
+        adapter: whitens the tokens.
+        seen: what the attacker learns from, float [n, tokens, channels].
+    """
+
+    hidden: Tensor
+    offset: Tensor
+    drawn: Tensor
+    _FEATURES = 1024
+    _RIDGE = 0.05  # of the number of examples; whitened tokens have a variance of 1
+    _AT_ONCE = 256
+
+    def __init__(self, adapter: Adapter, seen: Tensor) -> None:
+        super().__init__()
+        self._whiten = adapter.whiten
+        own = math.isqrt(seen.shape[1])
+        self._across = math.gcd(own, GRID)
+        self._join = own // self._across
+        width = seen.shape[2] * self._join**2
+        self.register_buffer("hidden", torch.randn(width, self._FEATURES) / math.sqrt(width))
+        self.register_buffer("offset", torch.randn(self._FEATURES))
+        pixels = 3 * (SIDE // self._across) ** 2
+        self.register_buffer("drawn", torch.zeros(1 + width + self._FEATURES, pixels))
+
+    @torch.no_grad()
+    def fit(self, seen: Tensor, target: Callable[[slice], Tensor]) -> None:
+        """Solves for the map.
+
+        Args:
+            seen: float [n, tokens, channels].
+            target: what to draw for some of them, float [.., 3, 96, 96].
+        """
+        inner = torch.zeros(len(self.drawn), len(self.drawn))
+        outer = torch.zeros_like(self.drawn)
+        for start in range(0, len(seen), self._AT_ONCE):
+            part = slice(start, start + self._AT_ONCE)
+            features = self._features(seen[part]).flatten(0, 1)
+            inner += features.T @ features
+            outer += features.T @ functional.unfold(
+                target(part), SIDE // self._across, stride=SIDE // self._across
+            ).transpose(1, 2).flatten(0, 1)
+        examples = len(seen) * self._across**2
+        inner += self._RIDGE * examples * torch.eye(len(inner))
+        self.drawn.copy_(torch.linalg.solve(inner, outer))
+
+    @torch.no_grad()
+    def forward(self, seen: Tensor) -> Tensor:
+        """Pictures, float [n, 3, 96, 96]."""
+        squares = (self._features(seen) @ self.drawn).transpose(1, 2)
+        side = SIDE // self._across
+        return functional.fold(squares, (SIDE, SIDE), side, stride=side)
+
+    def _features(self, seen: Tensor) -> Tensor:
+        """float [n, squares, features]."""
+        tokens = merge_tokens(self._whiten(seen), self._join)
+        hidden = functional.relu(tokens @ self.hidden + self.offset)
+        return torch.cat([torch.ones_like(tokens[..., :1]), tokens, hidden], dim=-1)
+
+
 class Decoder(nn.Module):
-    """From what crossed to pixels: one transformer layer over the tokens, then convolutions upwards.
+    """From what crossed to pixels: a draft, and what a transformer layer and convolutions upwards add to it.
 
     Args:
         seen: what the attacker learns from, float [n, tokens, channels].
-        mean: float [3, 96, 96], the mean picture; the network adds to it, and starts at it.
+        mean: float [3, 96, 96], the mean picture, which an untrained decoder draws.
         side: tokens along the side of the picture.
+
+    Attributes:
+        draft: fitted before the rest is trained.
     """
 
     mean: Tensor
@@ -72,6 +145,7 @@ class Decoder(nn.Module):
         self._side = side
         self.register_buffer("mean", mean)
         self.adapter = Adapter(seen, side, self._WIDTH)
+        self.draft = Draft(self.adapter, seen)
         self.context = _layer(self._WIDTH, 2)
         steps: list[nn.Module] = []
         width, size = self._WIDTH, side
@@ -91,8 +165,8 @@ class Decoder(nn.Module):
         """Pictures, float [n, 3, 96, 96], values about 0 to 1."""
         tokens = self.context(self.adapter(seen))
         grid = tokens.transpose(1, 2).reshape(len(tokens), -1, self._side, self._side)
-        picture: Tensor = self.mean + self.upwards(grid.contiguous(memory_format=torch.channels_last))
-        return picture
+        added: Tensor = self.upwards(grid.contiguous(memory_format=torch.channels_last))
+        return self.mean + self.draft(seen) + added
 
 
 class Probe(nn.Module):

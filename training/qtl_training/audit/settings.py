@@ -41,7 +41,7 @@ class Effort:
     table_scenes: int = 1000
     sized_scenes: int = 2000
     batch: int = 32
-    inversion_steps: int = 1000
+    inversion_steps: int = 600
     attribute_steps: int = 500
     reader_steps: int = 1500
     questions: int = 400
@@ -71,7 +71,7 @@ QUICK: Final = Effort(
     empty_scenes=150,
     table_scenes=700,
     sized_scenes=1000,
-    inversion_steps=170,
+    inversion_steps=110,
     attribute_steps=120,
     reader_steps=300,
     questions=300,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,18 @@ def check_place(page: Path) -> None:
     _split(page)
 
 
-def renew(page: Path, found: dict[str, Any]) -> None:
-    """Puts the tables between a page's markers.
+def renew(page: Path, found: dict[str, Any], grid: Path | None = None) -> None:
+    """Puts the tables between a page's markers, and shows the grid where there is one.
 
     Raises:
-        InputError: if it has none.
+        InputError: if the page has no markers.
     """
     before, after = _split(page)
-    page.write_text(f"{before}{START}\n{markdown(found)}\n{END}{after}", "utf-8")
+    text = markdown(found)
+    if grid is not None:
+        place = Path(os.path.relpath(grid, page.parent)).as_posix()
+        text += f"\n\n![Originals, and beneath them what each representation gave away]({place})"
+    page.write_text(f"{before}{START}\n{text}\n{END}{after}", "utf-8")
 
 
 def _split(page: Path) -> tuple[str, str]:

@@ -108,10 +108,12 @@ class WorkFolder:
 
 
 def weights_digest(checkpoint: Path) -> str:
-    """SHA-256 over a checkpoint's weights and settings, the further quantizers' too."""
+    """SHA-256 over a checkpoint's weights, settings and tables, the further quantizers' too."""
     digest = hashlib.sha256()
-    files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")]
-    files += [*checkpoint.glob("quantizers/*/*.safetensors"), *checkpoint.glob("quantizers/*/*.json")]
+    kinds = ("*.safetensors", "*.json", "entropy-*.npz")
+    files = [
+        file for folder in ("", "quantizers/*/") for kind in kinds for file in checkpoint.glob(folder + kind)
+    ]
     for file in sorted(files):
         if file.name == "card.json":  # says how good the weights are, and changes nothing
             continue
