@@ -65,8 +65,9 @@ _OPTIONS = (
         "--pad",
         type=click.IntRange(min=0, max=MAX_MULTIPLE),
         metavar="N",
-        help="Make each message a multiple of N bytes long. That hides its length where only the sum shows; "
-        "an eavesdropper on the connection itself sees each frame's length.  [default: 0, as long as it is]",
+        help="Make both frames of each question multiples of N bytes long. Of the lengths of picture and "
+        "question an eavesdropper then sees only which multiple; not hidden are the number and timing of "
+        "messages and the answer's length.  [default: 0, as long as they are]",
     ),
     click.option(
         "--provider",

@@ -78,8 +78,9 @@ class EdgeClient:
         threads: threads of the graph; 0 leaves it to onnxruntime.
         providers: onnxruntime execution providers, best first; None means the CPU.
         insecure: speak plaintext to another machine.
-        pad: make each question's message a multiple of so many bytes long, framing included; 0 does not.
-            That hides its length where only the sum shows, not from who sees each frame's length.
+        pad: make each of a question's two frames a multiple of so many bytes long on the connection; 0 does
+            not. Of the lengths of picture and question only those multiples show then. It hides neither how
+            many messages there are, nor when, nor the length of the answer.
         clock: seconds, monotonic.
         rng: spreads retries.
         transport: makes the connection; a ZeroMQ DEALER if not given.
@@ -214,7 +215,7 @@ class EdgeClient:
             PictureError: see ``encode``.
             LinkError: the server is not there, or was lost and did not come back.
             RefusedError: the server refused the handshake or the question, or stayed busy.
-            ProtocolError: the server's reply breaks the protocol.
+            ProtocolError: the server's reply breaks the protocol, or the question is too long to be padded.
         """
         check_question(question)
         encoded = image if isinstance(image, Encoded) else self.encode(image)
@@ -225,8 +226,13 @@ class EdgeClient:
             able = session.open().capabilities
             payload, codec = self._payload(encoded, able)
             ask, payloads = self._framed(payload, codec, coded_question, question, max_tokens)
-            if self.config.pad:
-                ask, payloads = self._padded(ask, payloads, session, able)
+            if self.config.pad and m.CAN_PAD not in able:
+                # Sent as it is, its length would tell what the user wanted hidden.
+                raise HandshakeRefused(
+                    "protocol",
+                    f"the server at {session.endpoint} knows no padded messages; update it, or leave out "
+                    "--pad",
+                )
             reply = Exchange(
                 session,
                 ask,
@@ -234,6 +240,7 @@ class EdgeClient:
                 patience=Patience(answer=self.config.patience, comeback=self.config.comeback),
                 on_token=on_token,
                 rng=self._rng,
+                pad=self.config.pad,
             ).run()
         self.bytes_up += reply.traffic.up
         self.bytes_down += reply.traffic.down
@@ -274,17 +281,6 @@ class EdgeClient:
             question = ""
         ask = m.Ask(id=self._last_id, frames=tuple(frames), question=question, max_tokens=max_tokens)
         return ask, payloads
-
-    def _padded(
-        self, ask: m.Ask, payloads: list[bytes], session: Session, able: tuple[str, ...]
-    ) -> tuple[m.Ask, list[bytes]]:
-        if m.CAN_PAD not in able:
-            # Sent as it is, its length would tell what the user wanted hidden.
-            raise HandshakeRefused(
-                "protocol",
-                f"the server at {session.endpoint} knows no padded messages; update it, or leave out --pad",
-            )
-        return wire.pad(ask, payloads, self.config.pad, session.encrypted)
 
     def _answer(self, encoded: Encoded, payload_bytes: int, codec: int, reply: Reply) -> Answer:
         cut = self.manifest.cut

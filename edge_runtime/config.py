@@ -28,7 +28,7 @@ class EdgeConfig:
         threads: threads the graph may use; 0 leaves it to onnxruntime.
         providers: onnxruntime execution providers, best first; empty means the CPU.
         insecure: speak plaintext to an address that is not on this machine.
-        pad: make each question's message a multiple of so many bytes long; 0 does not.
+        pad: make each of a question's two frames a multiple of so many bytes long; 0 does not.
 
     Raises:
         InputError: an address that is none, a number out of range, one key without the other, or plaintext

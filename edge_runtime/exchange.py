@@ -75,6 +75,7 @@ class Exchange:
         patience: how long to wait.
         on_token: called with each piece of the answer's text, once, in order.
         rng: spreads the retries of many clients.
+        pad: make both frames of the question multiples of so many bytes; 0 does not.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Exchange:
         patience: Patience,
         on_token: OnToken | None = None,
         rng: random.Random | None = None,
+        pad: int = 0,
     ) -> None:
         self._session = session
         self._ask = msgspec.structs.replace(ask, stream=on_token is not None)
@@ -93,6 +95,7 @@ class Exchange:
         self._patience = patience
         self._on_token = on_token
         self._rng = rng or random.Random()
+        self._pad = pad
         self._ping_s = min(PING_S, session.timeout / 4)
         self._tried: set[str] = set()
         self._pieces = 0
@@ -109,11 +112,12 @@ class Exchange:
             LinkError: the server is not there, or was lost and did not come back.
             RefusedError: it refused the handshake or the question, or stayed busy.
             QuestionError: the question is longer than the server or its model takes.
-            ProtocolError: its answer breaks the protocol, or a payload is over the session's limits.
+            ProtocolError: its answer breaks the protocol, a payload is over the session's limits, or the
+                question too long to be padded.
         """
         clock = self._session.clock
         self._check_limits(self._session.open().limits)
-        frames = wire.join(self._ask, self._payloads)
+        frames = self._frames()
         start = self._ask_at = clock()
         with self._session.billed_to(Traffic()) as traffic:
             while True:
@@ -133,6 +137,11 @@ class Exchange:
         self._finish_stream(answer.text)
         return Reply(answer=answer, traffic=traffic, seconds=seconds)
 
+    def _frames(self) -> list[bytes]:
+        if not self._pad:
+            return wire.join(self._ask, self._payloads)
+        return wire.join(*wire.pad(self._ask, self._payloads, self._pad, self._session.encrypted))
+
     def _check_limits(self, limits: m.Limits) -> None:
         size = len(self._ask.question.encode())
         if size > limits.max_question:
@@ -140,7 +149,7 @@ class Exchange:
                 f"the question has {size} bytes, this server takes {limits.max_question}: shorten it"
             )
         for frame in self._ask.frames:
-            if frame.name != wire.PAD and frame.size > limits.max_payload:
+            if frame.size > limits.max_payload:
                 raise MessageTooLarge(
                     f"the payload has {frame.size} bytes, this server takes {limits.max_payload}; "
                     "it was started with another bundle or other limits"

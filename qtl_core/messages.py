@@ -31,7 +31,7 @@ CODEC_NAMES: Final = {number: name for name, number in CODECS.items()}
 CAN_RANS: Final = "rans"
 """Capability: both ends hold the same tables, so that codes may come entropy-coded."""
 CAN_PAD: Final = "pad"
-"""Capability: an ASK may have a frame "pad" that only makes it longer."""
+"""Capability: an ASK may announce a frame "pad", and then has its payloads joined (``qtl_core.wire``)."""
 CAPABILITIES: Final = (CAN_RANS, CAN_PAD)
 
 REJECT_REASONS: Final = ("protocol", "fingerprint", "codec", "text", "auth", "full")
@@ -54,6 +54,9 @@ MAX_FRAMES: Final = 8
 MAX_LINE: Final = 1000
 """Characters of an ``agent`` or ``message`` field."""
 
+MAX_FILL: Final = 16 * 1024
+"""Bytes of an ASK's ``fill``: as many as a header may have."""
+
 # Bounds that a decoder enforces before anybody looks at a value. Ids stay below 2**53 so that languages whose
 # only number is a double hold them exactly.
 Id: TypeAlias = Annotated[int, Meta(ge=0, le=2**53 - 1)]
@@ -67,6 +70,7 @@ Fingerprint: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Session: TypeAlias = Annotated[bytes, Meta(min_length=8, max_length=16)]
 Resume: TypeAlias = Annotated[bytes, Meta(max_length=16)]
 Digest: TypeAlias = Annotated[bytes, Meta(max_length=8)]
+Fill: TypeAlias = Annotated[bytes, Meta(max_length=MAX_FILL)]
 Names: TypeAlias = Annotated[tuple[Name, ...], Meta(max_length=64)]
 
 
@@ -87,10 +91,10 @@ class Limits(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):
-    """One payload frame that follows the header, in the same order.
+    """One payload that follows the header, in the same order: a frame, or a part of one in a padded ASK.
 
     Attributes:
-        name: "v" vision codes, "q" question codes, "pad" nothing.
+        name: "v" vision codes, "q" question codes, "pad" nothing; that one comes last.
         size: bytes of the frame.
         crc: CRC-32 of the frame (the one of zlib, gzip and PNG).
         count: tokens in it; 0 means as many as the manifest says.
@@ -158,7 +162,7 @@ class Reject(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """Client to server: a question about a picture. The payload frames follow.
+    """Client to server: a question about a picture. The payload frames follow, joined if one is "pad".
 
     Attributes:
         id: chosen by the client, 1 or more, unique in the session; a retry uses the same one.
@@ -166,6 +170,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=4):
         question: the text, unless a "q" frame carries it.
         max_tokens: at most so many tokens in the answer; 0 leaves it to the server.
         stream: send each piece of text as TOKEN before the ANSWER.
+        fill: makes the header longer and says nothing; zeros by custom.
     """
 
     id: RequestId
@@ -173,6 +178,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=4):
     question: str = ""
     max_tokens: Count = 0
     stream: bool = True
+    fill: Fill = b""
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -265,6 +271,9 @@ def encode_header(message: Message) -> bytes:
         data = _ENCODER.encode(message)
     except (msgspec.MsgspecError, UnicodeError, OverflowError, TypeError) as error:
         raise MalformedMessage(f"a {kind(message)} message cannot be encoded: {error}") from error
+    if isinstance(message, Ask) and not message.fill:
+        # A default may be left out from the end: two bytes less for every question that is not padded.
+        data = bytes([data[0] - 1]) + data[1:-2]
     # Structs check nothing when built. Reading back what was written costs a microsecond, and keeps
     # mistakes on the side that made them.
     decode_header(data)

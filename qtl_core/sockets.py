@@ -14,7 +14,7 @@ import zmq
 
 from .errors import HostError, InputError
 from .keys import KeyPair
-from .wire import CURVE_OVERHEAD, HEADER_CAP
+from .wire import CURVE_OVERHEAD, HEADER_CAP, MAX_PAD
 
 HEARTBEAT_MS: Final = 5_000
 """ZMTP PING after so much silence; libzmq answers them, whatever the program is doing."""
@@ -140,7 +140,8 @@ def router(
 
     Args:
         context: the caller's context.
-        max_payload: bytes of the largest payload frame; libzmq drops a connection that sends a larger one.
+        max_payload: bytes of the largest payload; libzmq drops a connection that sends a frame longer than
+            a padded question's, with two payloads and ``MAX_PAD`` bytes.
         keys: the server's CURVE key pair; None for plaintext.
 
     Raises:
@@ -155,7 +156,7 @@ def router(
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # Checked by libzmq before it allocates. It holds for every frame, the header included, and counts
         # what lies on the wire.
-        socket.setsockopt(zmq.MAXMSGSIZE, max(max_payload, HEADER_CAP) + CURVE_OVERHEAD)
+        socket.setsockopt(zmq.MAXMSGSIZE, max(2 * max_payload + MAX_PAD, HEADER_CAP) + CURVE_OVERHEAD)
         if keys is not None:
             socket.curve_server = True
             socket.curve_publickey = keys.public

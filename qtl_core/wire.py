@@ -7,7 +7,9 @@ that was not announced, checked and within the limits.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Final
 
 from msgspec.structs import replace
@@ -33,11 +35,12 @@ CURVE_OVERHEAD: Final = 33
 """What CURVE adds to a frame: 8 command name, 8 nonce, 16 authenticator, 1 flags."""
 
 PAD: Final = "pad"
-"""Name of the frame that makes an ASK longer; only its size is looked at."""
+"""Name of the padding, the last payload of an ASK that has it. All payloads then travel joined in one frame:
+CURVE encrypts frame by frame, and the length of each one shows."""
 MAX_PAD: Final = HEADER_CAP
-"""Bytes of a frame "pad" at most: as much as any server takes in a frame."""
+"""Bytes of padding at most."""
 MAX_MULTIPLE: Final = MAX_PAD // 2
-"""Bytes of which a message may be padded to a multiple; a frame "pad" of twice as many always does it."""
+"""Bytes of which frames may be padded to a multiple; ``MAX_PAD`` always reaches one."""
 
 
 def frame_codes(name: str, payload: bytes, *, count: int = 0, codec: int = CODEC_PACKED) -> Frame:
@@ -45,7 +48,7 @@ def frame_codes(name: str, payload: bytes, *, count: int = 0, codec: int = CODEC
 
     Args:
         name: "v" vision codes, "q" question codes, "pad" nothing.
-        payload: the bytes of the frame.
+        payload: the bytes it announces.
         count: tokens in it; 0 means as many as the manifest says.
         codec: how the bytes are to be read, see ``qtl_core.messages``.
     """
@@ -59,8 +62,12 @@ def join(message: Message, payloads: Sequence[bytes] = ()) -> list[bytes]:
         message: the header.
         payloads: one for each of ``message.frames``, in order; empty for messages without.
 
+    Returns:
+        The header, then a frame for each payload; where the last of them is padding, one frame for all.
+
     Raises:
-        MalformedMessage: payloads that are not the ones the header announces, or a field out of bounds.
+        MalformedMessage: payloads that are not the ones the header announces, padding that is not the last
+            of them, or a field out of bounds.
         MessageTooLarge: a header over ``HEADER_CAP``.
     """
     announced = _announced(message)
@@ -75,46 +82,42 @@ def join(message: Message, payloads: Sequence[bytes] = ()) -> list[bytes]:
             f"the {kind(message)} header takes {len(header)} bytes, more than {HEADER_CAP}; shorten its text",
             about=getattr(message, "id", 0),
         )
-    return [header, *payloads]
+    return [header, b"".join(payloads)] if _is_joined(announced) else [header, *payloads]
 
 
 def pad(ask: Ask, payloads: Sequence[bytes], multiple: int, curve: bool = False) -> tuple[Ask, list[bytes]]:
-    """Makes an ASK a multiple of some bytes long on the TCP connection, by a frame of zeros at its end.
+    """Pads an ASK, so that each of its two frames is a multiple of some bytes long on the TCP connection.
+
+    The payloads' frame grows by a payload of zeros at its end, the header by its field ``fill``. That hides
+    how long payloads and question are, and how many bytes msgpack takes for numbers, up to the multiple.
 
     Args:
         ask: the header, with room for one more frame.
         payloads: one for each of its frames.
-        multiple: 1 to ``MAX_MULTIPLE``.
+        multiple: 1 to ``MAX_MULTIPLE`` bytes.
         curve: whether the connection is encrypted, which makes frames longer.
 
     Returns:
-        Header and payloads; the length includes all framing (``wire_size``).
+        Header and payloads for ``join``; lengths include all framing (``wire_size``).
 
     Raises:
-        MalformedMessage: ``multiple`` out of range.
+        MalformedMessage: ``multiple`` out of range, or a field out of bounds.
+        MessageTooLarge: the header's next multiple is over ``HEADER_CAP``. With a question of up to 10,000
+            bytes it never is, as ``MAX_MULTIPLE`` is half of the cap.
     """
     if not 1 <= multiple <= MAX_MULTIPLE:
         raise MalformedMessage(
             f"messages can be padded to a multiple of 1 to {MAX_MULTIPLE} bytes, not of {multiple}"
         )
+    size = sum(map(len, payloads))
+    zeros = bytes(_missing(lambda n: _on_tcp(size + n, curve), multiple, _on_tcp(size + MAX_PAD, curve)))
+    padded = replace(ask, frames=(*ask.frames, frame_codes(PAD, zeros)))
 
-    def padded(size: int) -> tuple[Ask, list[bytes], int]:
-        zeros = bytes(size)
-        longer = replace(ask, frames=(*ask.frames, frame_codes(PAD, zeros)))
-        frames = [*payloads, zeros]
-        return longer, frames, wire_size(join(longer, frames), curve)
+    def header(fill: int) -> int:
+        return _on_tcp(len(encode_header(replace(padded, fill=bytes(fill)))), curve)
 
-    shortest = padded(0)[2]
-    target = -(-shortest // multiple) * multiple
-    while True:
-        size = target - shortest
-        # A longer frame takes a few bytes more to announce; where that skips the target, the next one serves.
-        for _ in range(4):
-            longer, frames, length = padded(size)
-            if length == target:
-                return longer, frames
-            size = max(0, size - (length - target))
-        target += multiple
+    fill = bytes(_missing(header, multiple, _on_tcp(HEADER_CAP, curve)))
+    return replace(padded, fill=fill), [*payloads, zeros]
 
 
 def split(frames: Sequence[bytes], limits: Limits | None = None) -> tuple[Message, dict[str, bytes]]:
@@ -125,7 +128,7 @@ def split(frames: Sequence[bytes], limits: Limits | None = None) -> tuple[Messag
         limits: of the session; None where there is none yet, and then no payload frame is accepted.
 
     Returns:
-        The header, and the payload frames by name.
+        The header, and the payloads by name, without the padding.
 
     Raises:
         MalformedMessage: no header, or frames that are not the ones it announces.
@@ -142,9 +145,11 @@ def split(frames: Sequence[bytes], limits: Limits | None = None) -> tuple[Messag
     message = decode_header(frames[0])
     announced, payloads = _announced(message), frames[1:]
     about = int(getattr(message, "id", 0))
-    if len(announced) != len(payloads):
+    joined = _is_joined(announced, about)
+    expected = 1 if joined else len(announced)
+    if expected != len(payloads):
         raise MalformedMessage(
-            f"the {kind(message)} header announces {len(announced)} payload frames, {len(payloads)} followed",
+            f"the {kind(message)} header announces {expected} payload frames, {len(payloads)} followed",
             about=about,
         )
     if announced and limits is None:
@@ -155,12 +160,15 @@ def split(frames: Sequence[bytes], limits: Limits | None = None) -> tuple[Messag
             raise MessageTooLarge(
                 f"a question of {size} bytes; this session allows {limits.max_question}", about=about
             )
+    if joined:
+        payloads = _apart(announced, payloads[0], about)
     named: dict[str, bytes] = {}
     for frame, payload in zip(announced, payloads, strict=True):
         _check(frame, payload, limits, about)
         if frame.name in named:
             raise MalformedMessage(f"two payload frames are named {frame.name!r}", about=about)
         named[frame.name] = payload
+    named.pop(PAD, None)
     return message, named
 
 
@@ -175,8 +183,7 @@ def wire_size(frames: Sequence[bytes], curve: bool = False) -> int:
         frames: the frames of one message, without a routing id.
         curve: whether the connection is encrypted.
     """
-    bodies = [len(frame) + (CURVE_OVERHEAD if curve else 0) for frame in frames]
-    return sum(body + (2 if body <= _SHORT else 9) for body in bodies)
+    return sum(_on_tcp(len(frame), curve) for frame in frames)
 
 
 def by_name(message: Message) -> Mapping[str, Frame]:
@@ -184,8 +191,49 @@ def by_name(message: Message) -> Mapping[str, Frame]:
     return {frame.name: frame for frame in _announced(message)}
 
 
+def _on_tcp(size: int, curve: bool) -> int:
+    """Bytes of one frame on the TCP connection."""
+    body = size + (CURVE_OVERHEAD if curve else 0)
+    return body + (2 if body <= _SHORT else 9)
+
+
+def _missing(length: Callable[[int], int], multiple: int, most: int) -> int:
+    """The fewest bytes with which ``length`` is a multiple; it grows with each by 1, now and then by more.
+
+    Where such a jump leads over a multiple, no number of bytes reaches it, and the next one serves.
+    """
+    least = length(0)
+    for target in range(-(-least // multiple) * multiple, most + 1, multiple):
+        size = bisect_left(range(target - least), target, key=length)
+        if length(size) == target:
+            return size
+    raise MessageTooLarge(
+        f"a frame of {least} bytes cannot be padded to a multiple of {multiple} bytes: at most {most} are "
+        "allowed; shorten the question, or choose a smaller multiple"
+    )
+
+
 def _announced(message: Message) -> tuple[Frame, ...]:
     return message.frames if isinstance(message, Ask) else ()
+
+
+def _is_joined(announced: Sequence[Frame], about: int = 0) -> bool:
+    """Whether the payloads travel in one frame, as they do with padding."""
+    names = [frame.name for frame in announced]
+    if PAD in names[:-1]:
+        raise MalformedMessage(f"frame {PAD!r} must be the last one, and only once: {names}", about=about)
+    return names[-1:] == [PAD]
+
+
+def _apart(announced: Sequence[Frame], joined: bytes, about: int) -> list[bytes]:
+    ends = list(accumulate(frame.size for frame in announced))
+    if ends[-1] != len(joined):
+        raise MalformedMessage(
+            f"{len(announced)} joined payloads were announced with {ends[-1]} bytes in all and have "
+            f"{len(joined)}",
+            about=about,
+        )
+    return [joined[end - frame.size : end] for frame, end in zip(announced, ends, strict=True)]
 
 
 def _check(frame: Frame, payload: bytes, limits: Limits | None, about: int) -> None:

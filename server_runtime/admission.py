@@ -29,7 +29,7 @@ from qtl_core.messages import (
     Limits,
     Reject,
 )
-from qtl_core.wire import PAD, by_name
+from qtl_core.wire import by_name
 from server_runtime.config import ServerConfig
 from server_runtime.engine import Prompt
 
@@ -105,7 +105,7 @@ def read_ask(
 
     Args:
         ask: The header.
-        payloads: The payload frames by name; sizes and checksums are those the header announces.
+        payloads: The payloads by name, without padding; sizes and checksums are those the header announces.
         manifest: Of the server's half.
         tables: Of the entropy coder, where the half has them.
 
@@ -115,8 +115,7 @@ def read_ask(
         RequestRefused: ("question") an empty question, or one that is too long.
     """
     wanted = {VISION, QUESTION} if manifest.text.mode == "codes" else {VISION}
-    # What a frame "pad" holds is nobody's business; its size was checked where the message was split.
-    if set(payloads) - {PAD} != wanted:
+    if set(payloads) != wanted:
         raise MalformedMessage(
             f"this bundle takes the payload frames {sorted(wanted)}, this question has {sorted(payloads)}"
         )
@@ -132,7 +131,10 @@ def read_ask(
 
 
 def digest(ask: Ask, payloads: Mapping[str, bytes]) -> bytes:
-    """Identifies what was asked, so that a retry can be told from another question under the same id."""
+    """Identifies what was asked, so that a retry can be told from another question under the same id.
+
+    Padding is no part of it: the same question may come again with other padding.
+    """
     state = hashlib.blake2b(digest_size=16)
     for part in (ask.question.encode(), *(data for _, data in sorted(payloads.items()))):
         state.update(len(part).to_bytes(8, "little"))

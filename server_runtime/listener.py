@@ -61,7 +61,7 @@ class Listener:
 
     Args:
         config: Address, keys, limits.
-        max_payload: Bytes of the largest payload frame; libzmq drops a connection that sends a larger frame.
+        max_payload: Bytes of the largest payload; see ``qtl_core.sockets.router``.
 
     Attributes:
         endpoint: Where it listens, with the actual port.

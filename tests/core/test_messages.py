@@ -136,6 +136,8 @@ def test_deep_nesting(data: bytes) -> None:
         (_raw(4, 2**53, []), "ASK header is malformed", 0),
         (_raw(4, "9", []), "ASK header is malformed", 0),
         (_raw(4, True, []), "ASK header is malformed", 0),
+        (_raw(4, 9, [], "", 0, True, "text"), "ASK header is malformed", 9),
+        (_raw(4, 9, [], "", 0, True, bytes(messages.MAX_FILL + 1)), "ASK header is malformed", 9),
         (_raw(1, 1, b"short", [0], "plain", "x"), "HELLO header is malformed", 0),
         (_raw(1, 1, bytes(17), [0], "plain", "x"), "HELLO header is malformed", 0),
         (_raw(1, 1, bytes(16), list(range(65)), "plain", "x"), "HELLO header is malformed", 0),
@@ -160,7 +162,7 @@ def test_bytes_after_the_header_raise() -> None:
 def test_a_newer_end_may_add_fields() -> None:
     assert messages.decode_header(_raw(9, 5, {"new": [1, 2]}, b"x", 1.5, None)) == Ping(5)
     newer = [["v", 4, 1, 0, 0, "new"]]
-    assert messages.decode_header(_raw(4, 5, newer, "q?", 0, True, "new")) == Ask(
+    assert messages.decode_header(_raw(4, 5, newer, "q?", 0, True, b"", "new")) == Ask(
         5, (Frame("v", 4, 1),), "q?"
     )
 
@@ -172,12 +174,22 @@ def test_an_older_end_may_leave_fields_out() -> None:
     )
 
 
+def test_only_an_empty_fill_is_left_out() -> None:
+    bare = messages.encode_header(Ask(5, ()))
+    assert bare == _raw(4, 5, [], "", 0, True)
+    for fill in (b"\0", b"anything", bytes(messages.MAX_FILL)):
+        filled = messages.encode_header(Ask(5, (), fill=fill))
+        assert filled == _raw(4, 5, [], "", 0, True, fill)
+        assert messages.decode_header(filled) == Ask(5, (), fill=fill)
+
+
 @pytest.mark.parametrize(
     "message",
     [
         Ask(0, ()),
         Ask(2**53, ()),
         Ask(-1, ()),
+        Ask(1, (), fill=bytes(messages.MAX_FILL + 1)),
         Hello(1, b"", (), "plain", ""),
         Welcome(1, b"", Limits(0, 0, 0, 0), 1, ""),
         Error(0, "internal", "x" * 1001),

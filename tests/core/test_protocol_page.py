@@ -119,6 +119,8 @@ def test_numbers(page: str) -> None:
     assert f"protocol version {messages.PROTOCOL}" in page
     assert f"{sockets.HEARTBEAT_MS // 1000} seconds" in page
     assert f"at most {wire.MAX_PAD} bytes" in page
+    assert f"more than 2 `max_payload` + {wire.MAX_PAD} bytes" in page
+    assert f"1 to {wire.MAX_MULTIPLE}" in page
     assert f"min(T, (T R div 2048) div {entropy.LANE_BYTES}, {entropy.MAX_LANES})" in page
     assert f"If m < {entropy.MIN_LANES}" in page
     for name in messages.CAPABILITIES:
@@ -145,11 +147,14 @@ def _example() -> str:
     assert frame.crc == zlib.crc32(payload)
     ask = wire.join(Ask(1, (frame,), "how many?", 16), [payload])
     assert len(_on_tcp(ask)) == wire.wire_size(ask)
+    padded = wire.join(*wire.pad(Ask(1, (frame,), "how many?", 16), [payload], 64))
+    assert [wire.wire_size([each]) for each in padded] == [64, 64]
     welcome = Welcome(1, bytes(range(0xA0, 0xB0)), Limits(2, 4096, 64, 600_000), 4, "qtl-server/0.1.0")
     lines = [
         ("client: HELLO", wire.join(Hello(1, bytes(range(16)), (0,), "plain", "edge_runtime/0.1.0"))),
         ("server: WELCOME", wire.join(welcome)),
         ("client: ASK", ask),
+        ("client: the same ASK, its two frames padded to 64 bytes on TCP", padded),
         ("server: TOKEN", wire.join(Token(1, 0, "3"))),
         ("server: ANSWER", wire.join(Answer(1, "3", 1, 8250))),
         ("client: BYE", wire.join(Bye())),

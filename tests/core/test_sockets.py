@@ -195,11 +195,17 @@ def test_the_longest_header_arrives_both_ways(pair: tuple[Pair, bool]) -> None:
     ends.down(peer, frames)
 
 
+def test_the_longest_padded_question_arrives(pair: tuple[Pair, bool]) -> None:
+    ends, _ = pair
+    parts = [bytes(MAX_PAYLOAD), bytes(MAX_PAYLOAD), bytes(wire.MAX_PAD)]
+    ends.up(wire.join(Ask(1, tuple(map(wire.frame_codes, ("v", "q", wire.PAD), parts))), parts))
+
+
 def test_an_oversized_frame_costs_its_sender_the_connection(pair: tuple[Pair, bool]) -> None:
     ends, _ = pair
     ends.up(wire.join(Ping(1)))
     with _watched(ends.router, zmq.EVENT_DISCONNECTED) as events:
-        ends.dealer.send_multipart([b"header", bytes(MAX_PAYLOAD + 100)])
+        ends.dealer.send_multipart([b"header", bytes(2 * MAX_PAYLOAD + wire.MAX_PAD + 100)])
         assert recv_monitor_message(events)["event"] == zmq.EVENT_DISCONNECTED
     assert ends.router.poll(0) == 0  # nothing of it was delivered
 

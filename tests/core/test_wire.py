@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -120,8 +122,12 @@ def test_random_frames_do_no_more_than_raise(frames: list[bytes]) -> None:
 
 @given(
     st.integers(0, 2**53 - 1),
-    st.lists(st.tuples(st.sampled_from("vq"), st.integers(0, 2**40), st.integers(0, 2**32 - 1)), max_size=3),
-    st.lists(st.binary(max_size=8), max_size=3),
+    st.lists(
+        st.tuples(st.sampled_from(["v", "q", "pad"]), st.integers(0, 2**40), st.integers(0, 2**32 - 1))
+        | st.tuples(st.sampled_from(["v", "q", "pad"]), st.just(1), st.just(zlib.crc32(b"x"))),
+        max_size=3,
+    ),
+    st.lists(st.binary(max_size=8) | st.sampled_from([b"x", b"xx", b"xxx"]), max_size=3),
 )
 def test_hostile_announcements(
     number: int, frames: list[tuple[str, int, int]], payloads: list[bytes]
@@ -132,26 +138,134 @@ def test_hostile_announcements(
     except ProtocolError as error:
         assert error.about in (0, number)
     else:
-        assert list(named.values()) == payloads
+        padding = sum(size for name, size, _ in frames if name == "pad")
+        joined = b"".join(payloads)
+        assert b"".join(named.values()) == joined[: len(joined) - padding]
+
+
+def _padded(sizes: list[int], question: int, multiple: int, curve: bool) -> None:
+    """Pads a message, and checks that it is exact, no longer than need be, and read back."""
+    payloads = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
+    names = ("v", "q")[: len(sizes)]
+    described = tuple(wire.frame_codes(name, data) for name, data in zip(names, payloads, strict=True))
+    ask = Ask(7, described, "q" * question, 16)
+    padded, parts = wire.pad(ask, payloads, multiple, curve)
+    header, joined = frames = wire.join(padded, parts)
+    bare = messages.encode_header(msgspec.structs.replace(padded, fill=b""))
+    for frame, least in ((header, bare), (joined, b"".join(payloads))):
+        length, shortest = wire.wire_size([frame], curve), wire.wire_size([least], curve)
+        assert length % multiple == 0
+        # The next multiple, or one soon after: growing fields lead over 10 lengths, in three places.
+        assert length < shortest + 3 * multiple + 10
+    assert joined.startswith(b"".join(payloads)) and not any(joined[sum(sizes) :])
+    assert padded.frames[:-1] == described and padded.frames[-1].name == wire.PAD
+    back, named = wire.split(frames, Limits(70_000, 10_000, 64, 1000))
+    assert back == padded
+    assert named == dict(zip(names, payloads, strict=True))
+
+
+@given(
+    st.lists(st.integers(0, 600) | st.integers(0, 70_000), max_size=2),
+    st.integers(0, 600) | st.integers(0, 10_000),
+    st.integers(1, 300) | st.integers(1, wire.MAX_MULTIPLE),
+    st.booleans(),
+)
+def test_padding_makes_both_frames_multiples(
+    sizes: list[int], question: int, multiple: int, curve: bool
+) -> None:
+    _padded(sizes, question, multiple, curve)
 
 
 @pytest.mark.parametrize("curve", [False, True])
-@pytest.mark.parametrize("multiple", [1, 2, 7, 16, 64, 100, 128, 129, 255, 256, 257, 512, 1000, 4096, 8192])
-def test_padding_makes_every_length_a_multiple(multiple: int, curve: bool) -> None:
-    """At most one step longer than need be, for any payload and question."""
-    for length in (0, 1, 11, 50, 127, 128, 200, 255, 256, 700, 70_000):
-        payload = bytes(range(256)) * 300
-        ask = Ask(7, (wire.frame_codes("v", payload[:length], codec=2),), "q" * (length % 300), 16)
-        padded, payloads = wire.pad(ask, [payload[:length]], multiple, curve)
-        frames = wire.join(padded, payloads)
-        size = wire.wire_size(frames, curve)
-        assert size % multiple == 0
-        # 16 bytes announce the frame, and up to 9 and CURVE's 33 carry it.
-        shortest = wire.wire_size(wire.join(ask, [payload[:length]]), curve) + 16 + (42 if curve else 9)
-        assert size < shortest + 2 * multiple
-        assert padded.frames[:-1] == ask.frames and len(payloads[-1]) <= wire.MAX_PAD
-        limits = Limits(70_000, 300, 64, 1000)
-        assert wire.split(frames, limits)[0] == padded
+@pytest.mark.parametrize(("size", "question"), [(11, 30), (253, 180), (200, 10_000)])
+def test_every_multiple_can_be_padded_to(size: int, question: int, curve: bool) -> None:
+    for multiple in range(1, wire.MAX_MULTIPLE + 1):
+        _padded([size], question, multiple, curve)
+
+
+@pytest.mark.parametrize("curve", [False, True])
+def test_padding_around_every_length_that_grows(curve: bool) -> None:
+    """ZMTP's length field grows at 256 bytes, msgpack's at 32 (text) and 256 (text, bytes)."""
+    for length in range(300):
+        for multiple in (1, 2, 3, 64, 255, 256, 257, 258, 264, 265, 300):
+            _padded([length], 40, multiple, curve)
+            _padded([11], length, multiple, curve)
+
+
+def test_padding_hides_sizes_up_to_the_multiple() -> None:
+    """Payloads, questions and ids whose announcements are not of one length give frames that are."""
+    seen = set()
+    sent = ((0, 1, 1), (1, 31, 127), (127, 32, 128), (128, 255, 2**20), (300, 256, 2**40))
+    for size, question, number in sent:
+        data = bytes(size)
+        ask = Ask(number, (wire.frame_codes("v", data),), "?" * question)
+        seen.add(tuple(map(len, wire.join(*wire.pad(ask, [data], 512, curve=True)))))
+    assert len(seen) == 1
+
+
+def test_a_question_too_long_to_be_padded() -> None:
+    """The header stays within its cap, and nothing is sent half hidden."""
+    with pytest.raises(MessageTooLarge, match="cannot be padded to a multiple of 6000 bytes"):
+        wire.pad(Ask(1, (), "q" * 12_000), [], 6000)
+    padded, payloads = wire.pad(Ask(1, (), "q" * 12_000), [], wire.MAX_MULTIPLE)
+    assert len(wire.join(padded, payloads)[0]) == 2 * wire.MAX_MULTIPLE - 9 <= wire.HEADER_CAP
+
+
+def _joined() -> tuple[Ask, bytes]:
+    parts = [b"vision", b"question", b"\1\2\3"]
+    ask = Ask(3, tuple(map(wire.frame_codes, ("v", "q", wire.PAD), parts)), fill=b"any content")
+    header, joined = wire.join(ask, parts)
+    assert messages.decode_header(header) == ask and joined == b"".join(parts)
+    return ask, joined
+
+
+def test_joined_payloads_are_split_at_the_announced_sizes() -> None:
+    ask, joined = _joined()
+    header = messages.encode_header(ask)
+    assert wire.split([header, joined], LIMITS) == (ask, {"v": b"vision", "q": b"question"})
+    for wrong in (*(joined[:length] for length in range(len(joined))), joined + b"\0"):
+        with pytest.raises(MalformedMessage, match="announced with 17 bytes in all") as caught:
+            wire.split([header, wrong], LIMITS)
+        assert (caught.value.about, caught.value.wire_code) == (3, "malformed")
+    for frames in ([header], [header, b"vision", b"question", b"\1\2\3"], [header, joined, b""]):
+        with pytest.raises(MalformedMessage, match="announces 1 payload frames"):
+            wire.split(frames, LIMITS)
+
+
+def test_every_damaged_byte_of_joined_payloads_is_noticed() -> None:
+    ask, joined = _joined()
+    for index, name in enumerate(["v"] * 6 + ["q"] * 8 + ["pad"] * 3):
+        damaged = bytearray(joined)
+        damaged[index] ^= 0x10
+        with pytest.raises(ChecksumMismatch, match=f"frame '{name}'"):
+            wire.split([messages.encode_header(ask), bytes(damaged)], LIMITS)
+
+
+@pytest.mark.parametrize("names", [("pad", "v"), ("v", "pad", "q"), ("v", "pad", "pad")])
+def test_padding_comes_last_and_once(names: tuple[str, ...]) -> None:
+    ask = Ask(3, tuple(wire.frame_codes(name, b"x") for name in names))
+    payloads = [b"x"] * len(names)
+    with pytest.raises(MalformedMessage, match="must be the last one"):
+        wire.join(ask, payloads)
+    for frames in (payloads, [b"".join(payloads)]):
+        with pytest.raises(MalformedMessage, match="must be the last one") as caught:
+            wire.split([messages.encode_header(ask), *frames], LIMITS)
+        assert caught.value.about == 3
+
+
+def test_caps_of_joined_payloads() -> None:
+    """Each payload has its own limit, as if it came alone, and so has the padding."""
+
+    def sent(vision: int, padding: int) -> None:
+        parts = [bytes(vision), bytes(100), bytes(padding)]
+        ask = Ask(3, tuple(map(wire.frame_codes, ("v", "q", wire.PAD), parts)))
+        wire.split(wire.join(ask, parts), LIMITS)
+
+    sent(100, wire.MAX_PAD)
+    with pytest.raises(MessageTooLarge, match="'v' has 101 bytes; this session allows 100"):
+        sent(101, 0)
+    with pytest.raises(MessageTooLarge, match=f"'pad' has {wire.MAX_PAD + 1} bytes"):
+        sent(100, wire.MAX_PAD + 1)
 
 
 @pytest.mark.parametrize("multiple", [0, -1, wire.MAX_MULTIPLE + 1])

@@ -24,6 +24,7 @@ class Request:
 
     ask: m.Ask
     payloads: dict[str, bytes]
+    frames: list[bytes]
     number: int
     server: ScriptedServer = field(repr=False)
     peer: bytes = field(repr=False)
@@ -163,7 +164,7 @@ class ScriptedServer:
             if self._answer_on_ping:
                 self.script(self.requests[-1])
         elif isinstance(message, m.Ask):
-            request = Request(message, payloads, len(self.requests), self, peer)
+            request = Request(message, payloads, frames, len(self.requests), self, peer)
             self.requests.append(request)
             if not self._answer_on_ping:
                 self.script(request)

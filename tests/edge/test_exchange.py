@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
@@ -43,7 +43,9 @@ class World:
         self.session = Session(self.transport, HELLO, timeout=10.0, clock=self.clock)
         self.pieces: list[str] = []
 
-    def ask(self, *, stream: bool = True, question: str = "how many?", payload: bytes = b"abc") -> Reply:
+    def ask(
+        self, *, stream: bool = True, question: str = "how many?", payload: bytes = b"abc", pad: int = 0
+    ) -> Reply:
         ask = m.Ask(id=7, frames=(wire.frame_codes("v", payload),), question=question)
         return Exchange(
             self.session,
@@ -52,6 +54,7 @@ class World:
             patience=Patience(answer=60.0, comeback=2.0),
             on_token=self.pieces.append if stream else None,
             rng=random.Random(1),
+            pad=pad,
         ).run()
 
     def count(self, kind: type[object]) -> int:
@@ -304,7 +307,20 @@ def test_limits_are_kept_before_sending() -> None:
         world.ask(question="é" * 21)
     with pytest.raises(MessageTooLarge, match="payload has 65 bytes"):
         world.ask(payload=b"x" * 65)
+    # Said as such, and not as a header that cannot be padded.
+    with pytest.raises(QuestionError, match="takes 40: shorten"):
+        world.ask(question="x" * 20_000, pad=64)
     assert world.count(m.Ask) == 0
+
+
+def test_retries_of_a_padded_question_are_the_same_bytes() -> None:
+    damaged = m.Error(id=7, code="checksum", message="damaged")
+    replies: Iterator[m.Message] = iter([m.Busy(id=7, retry_ms=50), damaged, ANSWER])
+    world = World(greeting(lambda _: [(0.0, next(replies))]))
+    assert world.ask(pad=64, stream=False).answer == ANSWER
+    first, *others = [frames for frames in world.transport.sent if len(frames) == 2]
+    assert others == [first, first]
+    assert [wire.wire_size([frame]) for frame in first] == [64, 64]
 
 
 def test_closing_server_is_waited_out() -> None:

@@ -10,11 +10,10 @@ import numpy.typing as npt
 import pytest
 
 from qtl_core import entropy
-from qtl_core.bundle import Manifest
 from qtl_core.codes import pack
 from qtl_core.entropy import Tables
-from qtl_core.messages import CAN_PAD, CAN_RANS, CODEC_FLOAT16, CODEC_PACKED, CODEC_RANS, Ask, Frame, Reject
-from qtl_core.wire import MAX_PAD, frame_codes, pad, wire_size
+from qtl_core.messages import CAN_PAD, CAN_RANS, CODEC_FLOAT16, CODEC_PACKED, CODEC_RANS, Ask, Reject
+from qtl_core.wire import MAX_MULTIPLE, MAX_PAD, frame_codes, join, pad, wire_size
 from server_runtime import Prompt
 from tests.server.conftest import CODE_DIM, TOKENS, Connect, Serve, make_manifest
 from tests.server.peer import Peer
@@ -176,43 +175,34 @@ def test_coded_questions_stay_packed(serve: Serve, connect: Connect, tables: Tab
     peer.streamed()
 
 
-def test_padding_is_ignored_but_for_its_size(peer: Peer, tables: Tables, manifest: Manifest) -> None:
+def test_padding_is_ignored_but_for_its_size(peer: Peer, tables: Tables) -> None:
     _hello(peer)
     data = entropy.encode(likely(1)[0], tables)
-    for number, multiple in enumerate((64, 1000, 8192), start=1):
+    for number, multiple in enumerate((1, 64, 1000, MAX_MULTIPLE), start=1):
         ask = Ask(number, (frame_codes("v", data, codec=CODEC_RANS),), "how many?")
-        padded, payloads = pad(ask, [data], multiple)
-        assert len(payloads[-1]) > manifest.cut.payload_bytes
-        peer.send(padded, payloads)
+        peer.send(*pad(ask, [data], multiple))
         peer.streamed()
-    filled = b"anything at all"
-    peer.send(
-        Ask(7, (frame_codes("v", data, codec=CODEC_RANS), frame_codes("pad", filled)), "?"), [data, filled]
-    )
-    peer.streamed()
+    for number, padding in enumerate((b"anything at all", b"", bytes(MAX_PAD)), start=7):
+        frames = (frame_codes("v", data, codec=CODEC_RANS), frame_codes("pad", padding))
+        peer.send(Ask(number, frames, "?", fill=padding[:99]), [data, padding])
+        peer.streamed()
 
 
-def test_padding_that_is_too_long_or_damaged(peer: Peer, tables: Tables) -> None:
+def test_other_padding_does_not_make_another_question(serve: Serve, connect: Connect, tables: Tables) -> None:
+    running = serve(tables=tables)
+    peer = connect(running)
+    peer.capabilities, peer.tables = BOTH, tables.digest
     _hello(peer)
     data = entropy.encode(likely(1)[0], tables)
-    vision = frame_codes("v", data, codec=CODEC_RANS)
-    # libzmq lets a little more through than a frame may have: CURVE would need it.
-    longest = bytes(MAX_PAD + 1)
-    peer.send(Ask(1, (vision, frame_codes("pad", longest)), "?"), [data, longest])
-    assert peer.error().code == "too_large"
-    peer.send_frames(*_frames(Ask(2, (vision, Frame("pad", 4, 0)), "?"), data, b"\0\0\0\0"))
-    assert peer.error().code == "checksum"
-    peer.send_frames(*_frames(Ask(3, (vision, frame_codes("pad", b"")), "?"), data, b"\0"))
-    assert peer.error().code == "malformed"
-    twice = (vision, frame_codes("pad", b""), frame_codes("pad", b""))
-    peer.send(Ask(4, twice, "?"), [data, b"", b""])
-    assert peer.error().code == "malformed"
-    _ask(peer, data, id=5)
-    peer.streamed()
-
-
-def _frames(ask: Ask, *payloads: bytes) -> list[bytes]:
-    return [msgspec.msgpack.encode(ask), *payloads]
+    ask = Ask(1, (frame_codes("v", data, codec=CODEC_RANS),), "how many?")
+    peer.send(ask, [data])
+    first = peer.streamed()
+    for multiple in (64, 256):
+        peer.send(*pad(ask, [data], multiple))
+        assert peer.streamed() == first
+    peer.send(*pad(msgspec.structs.replace(ask, question="how much?"), [data], 64))
+    assert peer.error().code == "duplicate"
+    assert len(running.engine.prompts) == 1
 
 
 def test_bytes_are_counted_as_they_pass(serve: Serve, connect: Connect, tables: Tables) -> None:
@@ -225,4 +215,4 @@ def test_bytes_are_counted_as_they_pass(serve: Serve, connect: Connect, tables: 
     ask, payloads = pad(Ask(1, (frame_codes("v", data, codec=CODEC_RANS),), "how many?"), [data], 256)
     peer.send(ask, payloads)
     peer.streamed()
-    assert running.server.counts.bytes_in - before == wire_size(_frames(ask, *payloads)) == 256
+    assert running.server.counts.bytes_in - before == wire_size(join(ask, payloads)) == 2 * 256

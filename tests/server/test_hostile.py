@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from qtl_core.codes import pack
 from qtl_core.errors import QtlError
 from qtl_core.messages import Answer, Ask, Bye, Error, Frame, Limits, Ping, Pong, Reject, Token, Welcome
-from qtl_core.wire import HEADER_CAP, frame_codes, join
+from qtl_core.wire import HEADER_CAP, MAX_PAD, frame_codes, join
 from server_runtime import FakeEngine
 from server_runtime.admission import read_ask
 from tests.server.conftest import CODE_DIM, TOKENS, Connect, Serve, make_manifest
@@ -37,7 +37,15 @@ def raw_ask(
     """An ASK written by hand, so that it can be wrong in any way."""
     data = more.pop("data", peer.payload())
     listed = [["v", len(data), zlib.crc32(data)]] if frames is None else frames
-    return [header(4, id, listed, question, more.get("max_tokens", 0), more.get("stream", False)), data]
+    fields = (more.get("max_tokens", 0), more.get("stream", False), more.get("fill", b""))
+    return [header(4, id, listed, question, *fields), data]
+
+
+def padded_ask(peer: Peer, padding: bytes = b"\0\0\0", **changes: Any) -> Frames:
+    """A padded ASK written by hand: a right one, but for the changes."""
+    vision = peer.payload()
+    listed = [[name, len(data), zlib.crc32(data)] for name, data in (("v", vision), ("pad", padding))]
+    return raw_ask(peer, **{"frames": listed, "data": vision + padding, "fill": b"\0", **changes})
 
 
 def _bad_padding(peer: Peer) -> bytes:
@@ -128,8 +136,42 @@ BAD: dict[str, tuple[str, int, Callable[[Peer], Frames]]] = {
     "payload as large as libzmq lets through": (
         "too_large",
         5,
-        lambda p: raw_ask(p, data=b"\0" * HEADER_CAP),
+        lambda p: raw_ask(p, data=b"\0" * (2 * len(p.payload()) + MAX_PAD)),
     ),
+    "joined too short": ("malformed", 5, lambda p: padded_ask(p, data=p.payload() + b"\0\0")),
+    "joined too long": ("malformed", 5, lambda p: padded_ask(p, data=p.payload() + b"\0\0\0\0")),
+    "joined empty": ("malformed", 5, lambda p: padded_ask(p, data=b"")),
+    "joined sizes beyond counting": (
+        "malformed",
+        5,
+        lambda p: padded_ask(p, frames=[["v", 2**53 - 1, 0]] * 7 + [["pad", 2**53 - 1, 0]]),
+    ),
+    "not joined": (
+        "malformed",
+        5,
+        lambda p: [padded_ask(p)[0], p.payload(), b"\0\0\0"],
+    ),
+    "padding first": (
+        "malformed",
+        5,
+        lambda p: padded_ask(p, frames=[["pad", 3, zlib.crc32(b"\0\0\0")], ["v", 12, 0]]),
+    ),
+    "padding twice": ("malformed", 5, lambda p: padded_ask(p, frames=[["v", 12, 0], *[["pad", 0, 0]] * 2])),
+    "padding alone": (
+        "malformed",
+        5,
+        lambda p: padded_ask(p, frames=[["pad", 3, zlib.crc32(b"\0\0\0")]], data=b"\0\0\0"),
+    ),
+    "padding too long": ("too_large", 5, lambda p: padded_ask(p, bytes(MAX_PAD + 1))),
+    "joined payload too long": (
+        "too_large",
+        5,
+        lambda p: padded_ask(p, frames=[["v", 13, 0], ["pad", 2, 0]]),
+    ),
+    "joined payload damaged": ("checksum", 5, lambda p: padded_ask(p, data=b"\xff" * 12 + b"\0\0\0")),
+    "padding damaged": ("checksum", 5, lambda p: padded_ask(p, data=p.payload() + b"\0\0\1")),
+    "fill that is text": ("malformed", 5, lambda p: padded_ask(p, fill="text")),
+    "fill over the header's cap": ("too_large", 0, lambda p: padded_ask(p, fill=bytes(HEADER_CAP))),
     "code out of range": ("codes", 5, lambda p: raw_ask(p, data=_out_of_range())),
     "padding not zero": ("codes", 5, lambda p: raw_ask(p, data=_bad_padding(p))),
     "codec not agreed": ("codes", 5, lambda p: raw_ask(p, frames=[["v", 12, zlib.crc32(p.payload()), 0, 1]])),
@@ -268,7 +310,7 @@ def test_oversized_frame_is_cut_off_by_libzmq_and_counted(serve: Serve, connect:
     bad, good = connect(running), connect(running)
     bad.hello()
     good.hello()
-    bad.send_frames(b"\0" * (HEADER_CAP + 100))
+    bad.send_frames(b"\0" * (2 * len(bad.payload()) + MAX_PAD + 100))
     assert eventually(lambda: running.server.counts.lost == 1)
     good.ask()
     assert good.answer().text == "four"
@@ -393,6 +435,14 @@ def test_no_payload_gets_past_admission_unless_it_is_right(
             continue
         assert prompt.vision.shape == (TOKENS, CODE_DIM)
         assert question.strip()
+
+
+def test_a_padded_question_by_hand_is_answered(serve: Serve, connect: Connect) -> None:
+    """What the broken ones above are variants of."""
+    peer = connect(serve())
+    peer.hello()
+    peer.send_frames(*padded_ask(peer))
+    assert peer.answer().text == "four"
 
 
 def test_running_is_what_it_says(serve: Serve) -> None:

@@ -55,8 +55,8 @@ class Tap:
             pass
 
 
-def encrypted_frames(stream: bytes) -> list[int]:
-    """Sizes of the encrypted frames in a ZMTP 3 byte stream, read without any key."""
+def encrypted_frames(stream: bytes) -> list[tuple[int, int]]:
+    """The encrypted frames in a ZMTP 3 byte stream, read without any key: bytes of framing, and of body."""
     at, sizes = _GREETING, []
     while at < len(stream):
         flags = stream[at]
@@ -64,19 +64,16 @@ def encrypted_frames(stream: bytes) -> list[int]:
         size = int.from_bytes(stream[at + 1 : at + head], "big")
         body = stream[at + head : at + head + size]
         if not flags & _COMMAND and body.startswith(_MESSAGE):
-            sizes.append(size)
+            sizes.append((head, size))
         at += head + size
     return sizes
 
 
-@pytest.mark.parametrize(
-    ("payload", "question", "pad"),
-    [(11, "is there a 0?", 0), (72, "x" * 90, 0), (9216, "?", 0), (11, "is there a 0?", 64)],
-)
-def test_every_frame_shows_its_length(payload: int, question: str, pad: int) -> None:
+def heard(payload: int, question: str, pad: int, number: int = 1) -> list[tuple[int, int]]:
+    """What a tap sees of one question over a real encrypted connection."""
     data = (bytes(range(256)) * (payload // 256 + 1))[:payload]
-    ask = m.Ask(id=1, frames=(wire.frame_codes("v", data, codec=m.CODEC_PACKED),), question=question)
-    payloads = [data]
+    frame = wire.frame_codes("v", data, codec=m.CODEC_PACKED)
+    ask, payloads = m.Ask(id=number, frames=(frame,), question=question), [data]
     if pad:
         ask, payloads = wire.pad(ask, payloads, pad, curve=True)
     public, secret = zmq.curve_keypair()
@@ -91,6 +88,34 @@ def test_every_frame_shows_its_length(payload: int, question: str, pad: int) -> 
         assert client.poll(_PATIENCE_MS, zmq.POLLOUT), "no connection"
         client.send_multipart(wire.join(ask, payloads))
         assert server.poll(_PATIENCE_MS), "nothing arrived"
-        server.recv_multipart()
-        heard = encrypted_frames(bytes(tap.heard))
-    assert heard == list(frame_lengths(question, payload, m.CODEC_PACKED, pad=pad))
+        _, *frames = server.recv_multipart()
+        back, named = wire.split(frames, m.Limits(payload, 1000, 64, 1000))
+        assert isinstance(back, m.Ask) and back.question == question and named == {"v": data}
+        return encrypted_frames(bytes(tap.heard))
+
+
+@pytest.mark.parametrize(
+    ("payload", "question", "pad"),
+    [
+        (11, "is there a 0?", 0),
+        (72, "x" * 90, 0),
+        (9216, "?", 0),
+        (11, "is there a 0?", 64),
+        (72, "x" * 90, 100),
+        (9216, "?", 256),
+    ],
+)
+def test_every_frame_shows_its_length(payload: int, question: str, pad: int) -> None:
+    seen = heard(payload, question, pad)
+    assert [body for _, body in seen] == list(frame_lengths(question, payload, m.CODEC_PACKED, pad=pad))
+    assert not pad or all((head + body) % pad == 0 for head, body in seen)
+
+
+def test_padding_makes_pictures_and_questions_alike() -> None:
+    """Two sizes of picture, two lengths of question: four messages, or one."""
+    payloads, questions = (11, 72), (("is there a 0?", 1), ("how many red digits are there?" * 2, 300))
+    asked = [(payload, *question) for payload in payloads for question in questions]
+    plain = [tuple(heard(payload, text, 0, number)) for payload, text, number in asked]
+    assert len(set(plain)) == 4
+    padded = {tuple(heard(payload, text, 256, number)) for payload, text, number in asked}
+    assert len(padded) == 1

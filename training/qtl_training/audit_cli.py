@@ -66,7 +66,7 @@ Exit codes: 2 wrong command line, 3 input, 4 checkpoint, 8 missing extra, 9 this
     type=click.IntRange(1, MAX_MULTIPLE),
     multiple=True,
     metavar="N",
-    help="Also send messages padded to multiples of N bytes. May be repeated.  "
+    help="Also send questions with both frames padded to multiples of N bytes. May be repeated.  "
     f"[default: {', '.join(map(str, PADS))}]",
 )
 @click.option("--quick", is_flag=True, help="Weaker attackers on fewer scenes; the report says so.")

@@ -1,8 +1,9 @@
 """Lengths: what an eavesdropper under CURVE learns about the picture from the sizes of messages alone.
 
 Codes packed at a fixed length, and 16-bit features, always take the same bytes. Entropy-coded ones take
-fewer, and how many depends on the picture. The question's length shows in any case; so everything here is
-measured for questions of one length at a time, which leaves what the sizes tell beyond it.
+fewer, and how many depends on the picture. The question's length shows too, as a multiple where messages are
+padded; so everything here is measured for questions of one length at a time, which leaves what the sizes
+tell beyond it.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def eavesdrop(mail: Mail, codec: int, pad: int, seed: int, shuffles: int) -> dic
     Args:
         mail: payload sizes, and what the pictures hold.
         codec: codec number of the payloads.
-        pad: the multiple that messages are padded to; 0 for none.
+        pad: the multiple that both frames are padded to; 0 for none.
         seed: of the sample and the shuffles.
         shuffles: permutations behind each "could be chance".
 

@@ -1,8 +1,8 @@
 """What an eavesdropper under CURVE sees of a question: the length of each frame of its message.
 
 libzmq encrypts every frame by itself, and the framing round it, with its length, is in the clear: so he
-sees the header's and the payload's length, not only their sum. ``tests/training/test_audit_wire.py``
-takes a real encrypted connection apart and finds these numbers.
+sees the header's and the payload's length, not only their sum. In a padded message both are multiples.
+``tests/training/test_audit_wire.py`` takes a real encrypted connection apart and finds these numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def frame_lengths(question: str, payload: int, codec: int, *, pad: int = 0) -> t
         question: the question's text.
         payload: bytes of the vision payload.
         codec: its codec number.
-        pad: the multiple that the message is padded to; 0 for none.
+        pad: the multiple that each frame, with its framing on TCP, is padded to; 0 for none.
     """
     data = bytes(payload)
     ask = m.Ask(id=1, frames=(wire.frame_codes("v", data, codec=codec),), question=question)

@@ -92,7 +92,7 @@ class AuditSettings:
             beside them.
         quantizers: names of further quantizers, at their own level counts; None: all there are.
         seeds: attackers trained for each representation, with seeds 1 to ``seeds``.
-        pads: multiples that messages are padded to.
+        pads: multiples, in bytes, that both frames of a question are padded to.
         effort: what each attacker gets.
         quick: whether the effort is a shortened one.
     """
