@@ -1,9 +1,11 @@
 """Codes as bytes, entropy-coded: lossless, and as few bytes as the tables allow.
 
-``encode`` picks one of two forms by the number of tokens and the tables alone, so that both ends agree on it
-and no byte is spent on saying so: a range coder where the payload is short and its end would otherwise cost
-more than its codes (``qtl_core.range_coder``), interleaved rANS where it is long and must be fast
-(``qtl_core.rans``). docs/protocol.md describes both byte by byte.
+A payload takes at most 1 % and 4 bytes more than its codes cost under the tables, whatever codes these are.
+The number of tokens and the tables alone say whether it is short or long, so that both ends agree on it and
+no byte is spent on saying so. A short one comes from a range coder, as its end would otherwise cost more than
+its codes (``qtl_core.range_coder``); a long one has to be fast and comes from interleaved rANS
+(``qtl_core.rans``). Where its codes are so likely that the ends of the lanes show, it comes from the range
+coder all the same, and its first byte says which. docs/protocol.md describes it byte by byte.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy.typing as npt
 
 from . import range_coder, rans
 from .codes import Codes
-from .entropy_tables import Flat, Index, Tables
+from .entropy_tables import Flat, Index, Tables, bits_of_symbols
 from .errors import CodeError
 from .range_coder import TOTAL
 
@@ -28,15 +30,19 @@ MIN_LANES: Final = 16
 """With fewer, one symbol after another is as fast, and ends in fewer bytes."""
 MAX_LANES: Final = 512
 
+RANS: Final = b"\x00"
+RANGE: Final = b"\xff"
+"""The first byte of a long payload; no seven flipped bits make one of the other."""
+
 # From so many on, short payloads are decoded faster side by side than one by one.
-_FEW_PAYLOADS: Final = 96
+_FEW_PAYLOADS: Final = 80
 
 
 Decoder: TypeAlias = range_coder.Decoder | rans.Decoder
 
 
 def lanes_for(rows: int, tables: Tables) -> int:
-    """How many rANS lanes code ``rows`` tokens; 0 means the range coder.
+    """How many rANS lanes code ``rows`` tokens; 0 means that the payload is short.
 
     Whole numbers decide, so that every machine comes to the same.
     """
@@ -119,11 +125,19 @@ def _encode(rows: Codes, classes: Index, tables: Tables) -> bytes:
     if not len(rows):
         return b""
     starts, frequencies = tables.of_rows(rows, classes)
-    lanes = lanes_for(len(rows), tables)
-    if not lanes:
-        return range_coder.encode(starts.ravel().tolist(), frequencies.ravel().tolist())
-    blocks = -(-len(rows) // lanes)
-    missing = ((0, blocks * lanes - len(rows)), (0, 0))
+    lanes, form = lanes_for(len(rows), tables), b""
+    if lanes:
+        data = RANS + _interleaved(starts, frequencies, lanes)
+        if len(data) <= 1.01 * bits_of_symbols(frequencies) / 8 + 4:
+            return data
+        form = RANGE
+    return form + range_coder.encode(starts.ravel().tolist(), frequencies.ravel().tolist())
+
+
+def _interleaved(starts: rans.U32, frequencies: rans.U32, lanes: int) -> bytes:
+    """Symbols [tokens, columns] in rANS of so many lanes."""
+    blocks = -(-len(starts) // lanes)
+    missing = ((0, blocks * lanes - len(starts)), (0, 0))
     # A lane without a token in the last block codes symbols that are certain, which cost and change nothing.
     return rans.encode(
         _by_step(np.pad(starts, missing), blocks),
@@ -142,29 +156,48 @@ def _decode(payloads: Sequence[bytes], tables: Tables, rows: int) -> Codes:
     """Codes uint8 [payloads, rows, channels]."""
     out = np.empty((len(payloads), rows, tables.channels), np.uint8)
     lanes = lanes_for(rows, tables)
+    interleaved: dict[int, bytes] = {}
+    ranged: dict[int, bytes] = {}
     for index, payload in enumerate(payloads):
+        form, data = (payload[:1], payload[1:]) if lanes else (RANGE, payload)
         try:
-            if lanes:
-                rans.check_length(payload, lanes)
-            elif not rows and payload:
-                raise CodeError(f"no codes take no bytes, got {len(payload)}; the sender uses another cut")
-            elif rows and len(payloads) < _FEW_PAYLOADS:
-                data = range_coder.decode(payload, rows, tables.of_classes, tables.of_class)
-                out[index] = np.frombuffer(data, np.uint8).reshape(rows, -1)
+            if form == RANS:
+                rans.check_length(data, lanes)
+                interleaved[index] = data
+            elif form != RANGE:
+                raise CodeError(
+                    f"coded data of so many codes begins with 00 or ff, not with {form.hex() or 'its end'}; "
+                    "the data is damaged"
+                )
+            elif rows:
+                ranged[index] = data
+            elif data:
+                raise CodeError(f"no codes take no bytes, got {len(data)}; the sender uses another cut")
         except CodeError as error:
             raise _named(str(error), index, len(payloads)) from error
-    if lanes and payloads:
-        _decode_at_once(rans.Decoder(payloads, lanes), lanes, tables, out)
-    elif rows and len(payloads) >= _FEW_PAYLOADS:
-        _decode_at_once(range_coder.Decoder(payloads), 1, tables, out)
+    if interleaved:
+        _decode_at_once(rans.Decoder([*interleaved.values()], lanes), lanes, tables, out, [*interleaved])
+    if len(ranged) >= _FEW_PAYLOADS:
+        _decode_at_once(range_coder.Decoder([*ranged.values()]), 1, tables, out, [*ranged])
+    else:
+        _decode_one_by_one(ranged, tables, out)
     return out
 
 
-def _decode_at_once(
-    decoder: rans.Decoder | range_coder.Decoder, lanes: int, tables: Tables, out: Codes
-) -> None:
-    """Decodes blocks of tokens, one token of each lane of each payload at a time."""
-    count, rows, channels = out.shape
+def _decode_one_by_one(payloads: dict[int, bytes], tables: Tables, out: Codes) -> None:
+    """Decodes each of these range-coded payloads to its place in ``out`` [payloads, tokens, channels]."""
+    count, rows, _ = out.shape
+    for index, payload in payloads.items():
+        try:
+            codes = range_coder.decode(payload, rows, tables.of_classes, tables.of_class)
+        except CodeError as error:
+            raise _named(str(error), index, count) from error
+        out[index] = np.frombuffer(codes, np.uint8).reshape(rows, -1)
+
+
+def _decode_at_once(decoder: Decoder, lanes: int, tables: Tables, out: Codes, places: list[int]) -> None:
+    """Decodes payloads to these places in ``out``, one token of each lane of each payload at a time."""
+    count, (_, rows, channels) = len(places), out.shape
     flat, classes = tables.flat, tables.flat_classes
     token = np.tile(np.arange(lanes), count)
     for block in range(-(-rows // lanes)):
@@ -179,10 +212,10 @@ def _decode_at_once(
             found[channel] = _next(decoder, flat, at)
             at += step
         part = slice(block * lanes, min((block + 1) * lanes, rows))
-        out[:, part] = found.T.reshape(count, lanes, channels)[:, : part.stop - part.start]
-    for index, wrong in enumerate(decoder.finish()):
+        out[places, part] = found.T.reshape(count, lanes, channels)[:, : part.stop - part.start]
+    for place, wrong in zip(places, decoder.finish(), strict=True):
         if wrong:
-            raise _named(wrong, index, count)
+            raise _named(wrong, place, len(out))
 
 
 def _next(decoder: Decoder, flat: Flat, tables: Index) -> Index:

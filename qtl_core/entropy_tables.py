@@ -134,7 +134,9 @@ class Tables:
 
         The first column is the class, where there are several; the others are the channels.
         """
-        at = (classes[:, None] * self.channels + np.arange(self.channels)) * self.flat.stride + rows
+        stride = self.flat.stride
+        at = classes[:, None] * (stride * self.channels) + stride * np.arange(self.channels)
+        at += rows
         starts, frequencies = self.flat.of(at)
         if self.classes > 1:
             of_class = self.flat_classes.of(classes[:, None])
@@ -151,8 +153,7 @@ class Tables:
         """
         rows = self.checked_rows(codes)
         classes = self.choose(rows)
-        _, frequencies = self.of_rows(rows, classes)
-        return float(PRECISION * frequencies.size - np.log2(frequencies).sum())
+        return bits_of_symbols(self.of_rows(rows, classes)[1])
 
     def checked_rows(self, codes: npt.ArrayLike) -> Codes:
         """Codes of any shape as uint8 [tokens, channels].
@@ -245,16 +246,21 @@ class Flat:
     def of(self, at: Index) -> tuple[U32, U32]:
         """Start and frequency of the symbols at these places: of a table, and the symbol added."""
         starts = self._starts.take(at)
-        return starts, self._starts.take(at + 1) - starts
+        return starts, self._starts[1:].take(at) - starts
 
     def find(self, slots: U32, tables: Index) -> tuple[Index, U32, U32]:
         """The symbols at ``slots`` of the tables at these places, with their starts and frequencies."""
         at, half = tables, self._half
         while half:
-            at = at + half * (self._starts.take(at + half) <= slots)
+            at = at + half * (self._starts[half:].take(at) <= slots)
             half >>= 1
         starts, frequencies = self.of(at)
         return at - tables, starts, frequencies
+
+
+def bits_of_symbols(frequencies: U32) -> float:
+    """Bits that symbols of these frequencies cost: the sum of 14 - log2 f."""
+    return float(PRECISION * frequencies.size - np.log2(frequencies).sum())
 
 
 def _checked(frequencies: npt.ArrayLike, what: str) -> U32:

@@ -170,7 +170,6 @@ class Decoder:
         self._payloads = payloads
         sizes = np.array([len(payload) for payload in payloads], np.int64)
         self._first = np.cumsum(sizes + len(_BEHIND)) - sizes - len(_BEHIND)
-        self._last = self._first + sizes + len(_BEHIND) - 1
         self._bytes = np.frombuffer(_BEHIND.join(payloads) + _BEHIND, np.uint8).astype(np.uint64)
         self._at = self._first.copy()
         self._width = np.full(len(payloads), _WHOLE, np.uint64)
@@ -196,9 +195,12 @@ class Decoder:
         """Moves on by one symbol in each payload, with these starts and frequencies."""
         self._offset -= self._part * starts
         self._width = self._part * frequencies
-        while (hungry := np.flatnonzero(self._width < _LOWEST)).size:
-            self._width[hungry] <<= np.uint64(8)
+        hungry = np.flatnonzero(self._width < _LOWEST)
+        while hungry.size:
+            width = self._width[hungry] << np.uint64(8)
+            self._width[hungry] = width
             self._shift(hungry)
+            hungry = hungry[width < _LOWEST]
 
     def finish(self) -> list[str]:
         """What is wrong with each payload; empty where nothing is."""
@@ -216,11 +218,10 @@ class Decoder:
         ]
 
     def _shift(self, hungry: npt.NDArray[np.intp]) -> None:
-        """Takes in one byte in these payloads; the last one again and again where there is no more."""
+        """Takes in one byte in these payloads; beyond the last any will do, as the end is then wrong."""
         at = self._at[hungry]
-        self._offset[hungry] = (self._offset[hungry] << np.uint64(8)) | self._bytes[
-            np.minimum(at, self._last[hungry])
-        ]
+        behind = self._bytes.take(at, mode="clip")
+        self._offset[hungry] = (self._offset[hungry] << np.uint64(8)) | behind
         self._at[hungry] = at + 1
 
 

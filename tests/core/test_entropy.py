@@ -125,6 +125,73 @@ def test_within_one_percent_and_four_bytes_of_the_entropy(levels: int, classes: 
     assert worst <= 1.2
 
 
+def peaked(levels: int, channels: int, classes: int, likeliest: int, share: float) -> Tables:
+    """Tables whose one likely symbol has this share, the others what is left."""
+    most = round(share * TOTAL)
+    table = np.full(levels, (TOTAL - most) // (levels - 1))
+    table[likeliest] += TOTAL - table.sum()
+    groups = np.full(classes, TOTAL // classes)
+    return Tables(levels, groups, np.broadcast_to(table, (classes, channels, levels)))
+
+
+def just_long(tables: Tables) -> int:
+    """The fewest tokens that these tables expect to take a long payload."""
+    return next(tokens for tokens in range(1, 1 << 20) if entropy.lanes_for(tokens, tables))
+
+
+def check_size_and_round_trip(codes: Codes, tables: Tables) -> None:
+    data = entropy.encode(codes, tables)
+    assert len(data) <= 1.01 * tables.bits(codes) / 8 + 4
+    np.testing.assert_array_equal(entropy.decode(data, tables, codes.shape), codes)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 5, 16, 256])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("classes", [1, 16])
+def test_pictures_far_cheaper_than_their_tables_expect(levels: int, last: bool, classes: int) -> None:
+    """Nothing but likeliest codes, or half of them, just beyond the shortest long payload."""
+    likeliest = levels - 1 if last else 0
+    tables = peaked(levels, 640, classes, likeliest, 0.93)
+    tokens = just_long(tables)
+    codes = np.full((tokens, 640), likeliest, np.uint8)
+    check_size_and_round_trip(codes, tables)
+    codes[::2] = draw(tables, len(codes[::2]))
+    check_size_and_round_trip(codes, tables)
+
+
+@pytest.mark.parametrize(
+    ("levels", "likeliest", "share"), [(2, 1, 0.9), (4, 0, 0.7), (4, 3, 0.95), (256, 9, 0.9)]
+)
+def test_large_pictures_far_cheaper_than_their_tables_expect(
+    levels: int, likeliest: int, share: float
+) -> None:
+    tables = peaked(levels, 1280, 1, likeliest, share)
+    assert entropy.lanes_for(729, tables)
+    check_size_and_round_trip(np.full((729, 1280), likeliest, np.uint8), tables)
+
+
+def test_a_long_payload_says_how_it_is_coded() -> None:
+    tables = peaked(256, 64, 2, 255, 0.5)
+    tokens = just_long(tables)
+    shape = (tokens, 64)
+    pictures = np.stack([draw(tables, tokens), np.full(shape, 255, np.uint8), draw(tables, tokens, seed=1)])
+    payloads = entropy.encode_batch(pictures, tables)
+    assert [data[:1] for data in payloads] == [entropy.RANS, entropy.RANGE, entropy.RANS]
+    # A whole batch of either, and both mixed, in any order.
+    for order in ([0, 1, 2], [1, 1], [1] * 99 + [0], []):
+        back = entropy.decode_batch([payloads[index] for index in order], tables, shape)
+        np.testing.assert_array_equal(back, pictures[order].reshape(len(order), *shape))
+    for data in payloads:
+        for first in (0, 1, 127, 254, 255):
+            if first != data[0]:
+                with pytest.raises(CodeError):
+                    entropy.decode(bytes([first]) + data[1:], tables, shape)
+    data = payloads[1]
+    for damaged in [data[:cut] for cut in range(0, len(data), 499)] + [data + b"\0", data[:-1] + b"\0\xff"]:
+        with pytest.raises(CodeError, match="payload 1: "):
+            entropy.decode_batch([payloads[0], damaged, payloads[2]], tables, shape)
+
+
 def test_nearly_certain_codes_cost_next_to_nothing() -> None:
     tables = Tables(4, [TOTAL], [[[TOTAL - 3, 1, 1, 1]] * 64])
     codes = np.zeros((4000, 64), np.uint8)
@@ -134,12 +201,22 @@ def test_nearly_certain_codes_cost_next_to_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("levels", "classes", "tokens"), [(4, 1, 9), (4, 16, 9), (4, 4, 1000), (256, 2, 300), (4, 1, 9000)]
+    ("levels", "classes", "tokens", "channels"),
+    [
+        (4, 1, 9, 32),
+        (4, 16, 9, 32),
+        (4, 4, 1000, 32),
+        (256, 2, 300, 32),
+        (4, 1, 9000, 32),
+        (4, 1, 729, 1280),
+        (16, 1, 729, 1280),
+        (16, 8, 729, 1280),
+    ],
 )
-def test_no_larger_than_constriction(levels: int, classes: int, tokens: int) -> None:
+def test_no_larger_than_constriction(levels: int, classes: int, tokens: int, channels: int) -> None:
     """The same symbols under the same tables through constriction's range coder and its ANS coder."""
     constriction = pytest.importorskip("constriction")
-    tables = make_tables(levels, 32, classes, peak=0.5)
+    tables = make_tables(levels, channels, classes, peak=0.5)
     codes = draw(tables, tokens)
     chosen = tables.choose(codes)
     model = constriction.stream.model.Categorical(perfect=False)
@@ -236,12 +313,14 @@ def test_noise_as_a_long_payload() -> None:
     rng = np.random.default_rng(0)
     for size in (head, head + 2, head + 5000, 40_000):
         for noise in (rng.bytes(size), bytes(size), b"\xff" * size):
-            with pytest.raises(CodeError):
-                entropy.decode(noise, tables, (700, 64))
+            for form in (entropy.RANS, entropy.RANGE):
+                with pytest.raises(CodeError):
+                    entropy.decode(form + noise, tables, (700, 64))
     # The words of no codes at all, and states that no encoder writes.
     good = entropy.encode(np.zeros((700, 64), np.uint8), tables)
+    assert good[:1] == entropy.RANS
     with pytest.raises(CodeError):
-        entropy.decode(bytes(head) + good[head:], tables, (700, 64))
+        entropy.decode(entropy.RANS + bytes(head) + good[1 + head :], tables, (700, 64))
 
 
 @pytest.mark.parametrize("count", [1, 7, 120])
@@ -362,8 +441,11 @@ def test_impossible_shapes(shape: Any) -> None:
         entropy.decode(b"\x12\x34", make_tables(4, 3, 2), shape)
 
 
-def _stream(levels: int, channels: int, classes: int, tokens: int) -> str:
-    """One line of the golden file: the bytes, or of many their number and SHA-256."""
+def _stream(levels: int, channels: int, classes: int, tokens: int, unlikely: int = 3) -> str:
+    """One line of the golden file: the bytes, or of many their number and SHA-256.
+
+    Every code whose place is no multiple of ``unlikely`` is 0, the likeliest.
+    """
     # Whole-number arithmetic, so that no version of a random generator decides.
     spread = np.arange(classes * channels * levels).reshape(classes, channels, levels)
     frequencies = 1 + spread * 7919 % 61
@@ -371,12 +453,13 @@ def _stream(levels: int, channels: int, classes: int, tokens: int) -> str:
     groups = 1 + np.arange(classes) * 31 % 17
     groups[0] += TOTAL - groups.sum()
     tables = Tables(levels, groups, frequencies)
-    index = np.arange(tokens * channels, dtype=np.uint64)
-    codes = (((index * 2654435761) % 2**32 >> 16) % levels * (index % 3 == 0)).reshape(tokens, channels)
+    index = np.arange(tokens * channels, dtype=np.uint64).reshape(tokens, channels)
+    codes = ((index * 2654435761) % 2**32 >> 16) % levels * (index % unlikely == 0)
     data = entropy.encode(codes, tables)
     np.testing.assert_array_equal(entropy.decode(data, tables, codes.shape), codes)
     written = data.hex() if len(data) <= 64 else f"{len(data)} bytes {hashlib.sha256(data).hexdigest()}"
-    return f"{levels} levels, {channels} channels, {classes} classes, {tokens} tokens: {written}\n"
+    few = f", 1 of {unlikely} unlikely" if unlikely != 3 else ""
+    return f"{levels} levels, {channels} channels, {classes} classes, {tokens} tokens{few}: {written}\n"
 
 
 def test_golden_streams() -> None:
@@ -390,8 +473,8 @@ def test_golden_streams() -> None:
         (256, 4, 1, 3),
         (3, 1, 1, 40),
     ]
-    cases += [(4, 640, 1, 729), (32, 128, 2, 729), (256, 64, 1, 600)]
-    found = "".join(_stream(*case) for case in cases)
+    cases += [(4, 640, 1, 729), (32, 128, 2, 729), (256, 64, 1, 600), (64, 400, 2, 729)]
+    found = "".join(_stream(*case) for case in cases) + _stream(256, 64, 1, 600, 100)
     if os.environ.get("QTL_WRITE_GOLDEN"):
         STREAMS.write_text(found)
     assert found == STREAMS.read_text()

@@ -15,7 +15,7 @@ import pytest
 from qtl_core import entropy
 from qtl_core.entropy_file import write_tables
 from qtl_core.entropy_tables import Tables
-from tests.core.test_entropy import draw, make_tables
+from tests.core.test_entropy import draw, just_long, make_tables, peaked
 
 WHOLE, LOWEST, TOTAL = 1 << 48, 1 << 40, 1 << 14
 
@@ -123,6 +123,12 @@ class Page:
 
     # ----------------------------------------------------------------------------------- long
 
+    def decode(self, data: bytes, count: int) -> list[list[int]]:
+        if not self.lanes(count):
+            return self.decode_short(data, count)
+        assert data[0] in (0, 255)
+        return (self.decode_short if data[0] else self.decode_long)(data[1:], count)
+
     def _steps(self, tokens: list[list[int]], classes: list[int], n: int) -> list[list[tuple[int, int]]]:
         steps = []
         for block in range(0, len(tokens), n):
@@ -188,7 +194,7 @@ def test_short_form(levels: int, channels: int, classes: int, peak: float, tmp_p
         data = entropy.encode(codes, tables)
         assert page.lanes(tokens) == entropy.lanes_for(tokens, tables) == 0
         assert page.encode_short(codes.tolist(), tables.choose(codes).tolist()) == data
-        assert page.decode_short(data, tokens) == codes.tolist()
+        assert page.decode(data, tokens) == codes.tolist()
 
 
 @pytest.mark.parametrize(("levels", "channels", "classes", "tokens"), [(16, 64, 1, 699), (4, 96, 3, 1500)])
@@ -199,8 +205,18 @@ def test_long_form(levels: int, channels: int, classes: int, tokens: int, tmp_pa
     data = entropy.encode(codes, tables)
     assert page.lanes(tokens) == entropy.lanes_for(tokens, tables) >= 16
     assert tokens % page.lanes(tokens), "the last block should not be full"
-    assert page.encode_long(codes.tolist(), tables.choose(codes).tolist()) == data
-    assert page.decode_long(data, tokens) == codes.tolist()
+    assert b"\0" + page.encode_long(codes.tolist(), tables.choose(codes).tolist()) == data
+    assert page.decode(data, tokens) == codes.tolist()
+
+
+def test_long_form_of_codes_far_likelier_than_expected(tmp_path: Path) -> None:
+    tables = peaked(256, 64, 2, 255, 0.5)
+    page, tokens = _page(tables, tmp_path), just_long(tables)
+    codes = np.full((tokens, 64), 255, np.uint8)
+    data = entropy.encode(codes, tables)
+    assert page.lanes(tokens) >= 16 > page.lanes(tokens - 1)
+    assert b"\xff" + page.encode_short(codes.tolist(), tables.choose(codes).tolist()) == data
+    assert page.decode(data, tokens) == codes.tolist()
 
 
 @pytest.mark.parametrize("any_class", [0, 1, 2])

@@ -165,12 +165,39 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "shortened run" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("options", "audited"),
+    [
+        (["--bits", "16"], ["16-bit"]),
+        (["--bits", "16", "--bits", "16", "--quantizer", "small"], ["16-bit", "small"]),
+        (["--bits", "2", "--bits", "16", "--bits", "2", "--levels", "4"], ["16-bit", "2-bit"]),
+    ],
+)
+def test_16_bit_is_audited_once_however_often_it_is_asked_for(
+    options: list[str], audited: list[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_cli, "QUICK", UNTRAINED)
+    out, grid = tmp_path / "audit.json", tmp_path / "grid.png"
+    arguments = [str(folder), "--quick", *options, "--json", str(out), "--grid", str(grid)]
+    arguments += ["--work", str(tmp_path / "work")]
+    done = CliRunner().invoke(audit_cli.cli, arguments, standalone_mode=False)
+    assert done.exception is None, done.exception
+    attacks = json.loads(out.read_text("utf-8"))["attacks"]
+    for attack in ("inversion", "attributes"):
+        assert [row["representation"] for row in attacks[attack]["rows"]] == audited
+    # A further quantizer is one of pictures, not of text.
+    assert [row["representation"] for row in attacks["text"]["rows"]] == [n for n in audited if n != "small"]
+    assert {row["representation"] for row in attacks["lengths"]["rows"]} == set(audited)
+
+
 def test_what_does_not_fit_is_said_before_any_work(
     folder: Path, settings: AuditSettings, tmp_path: Path
 ) -> None:
     runner = CliRunner()
     done = runner.invoke(audit_cli.cli, [str(folder), "--attack", "text", "--grid", "x.png"])
     assert done.exit_code == 2 and "--attack inversion" in done.output
+    done = runner.invoke(audit_cli.cli, [str(folder), "--bits", "9"])
+    assert done.exit_code == 2 and "'9' is not one of" in done.output
     page = tmp_path / "page.md"
     page.write_text("no markers", "utf-8")
     with pytest.raises(InputError, match="audit:start"):

@@ -39,11 +39,11 @@ Exit codes: 2 wrong command line, 3 input, 4 checkpoint, 8 missing extra, 9 this
 )
 @click.option(
     "--bits",
-    type=click.IntRange(1, 8),
+    type=click.Choice([*map(str, range(1, 9)), "16"]),
     multiple=True,
     metavar="B",
-    help="Bit width of the checkpoint's own quantizer, beside 16. May be repeated.  "
-    f"[default: {', '.join(map(str, BITS))}]",
+    help="Bit width of the checkpoint's own quantizer, 1 to 8; or 16, features, which are always audited. "
+    f"May be repeated.  [default: 16 and {', '.join(map(str, BITS))}]",
 )
 @click.option("--levels", type=click.IntRange(2, 256), multiple=True, help="Level count. May be repeated.")
 @click.option(
@@ -93,7 +93,7 @@ Exit codes: 2 wrong command line, 3 input, 4 checkpoint, 8 missing extra, 9 this
 def cli(
     checkpoint: Path | None,
     attacks: tuple[str, ...],
-    bits: tuple[int, ...],
+    bits: tuple[str, ...],
     levels: tuple[int, ...],
     quantizers: tuple[str, ...],
     seeds: int | None,
@@ -119,8 +119,8 @@ def cli(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = [*(2**width for width in bits), *levels]
-    named = bool(chosen or quantizers)
+    chosen = [*(2 ** int(width) for width in bits if width != "16"), *levels]
+    named = bool(bits or levels or quantizers)
     settings = AuditSettings(
         checkpoint=shipped.digits() if checkpoint is None else checkpoint,
         shipped=checkpoint is None,
