@@ -3,9 +3,9 @@
     python -m benchmarks.rate_accuracy --jobs 2 --json build/rate.json --plot docs/rate.png --readme README.md
 
 Every method starts from the shipped checkpoint and gets the same steps, scenes and seeds. Its grid of
-settings is trained with the first seed and measured on the validation split; what no other setting of the
-method beats there is trained with every seed and measured on the test split. Payloads are made by real
-encoders, and the model answers from what is decoded of them.
+settings, two learning rates among them, is trained with the first seed and measured on the validation
+split; what no other setting of the method beats there is trained with every seed and measured on the test
+split. Payloads are made by real encoders, and the model answers from what is decoded of them.
 
 Work is kept in ``--work``: a run that was killed goes on where it stopped. ``--quick`` takes one seed, one
 setting, a few steps and questions, and says so in the JSON: it shows that everything runs, not who wins.
@@ -26,7 +26,7 @@ from qtl_core import shipped
 from qtl_core.errors import RecipeError
 from qtl_core.exits import run
 from qtl_training.extras import need_bench
-from qtl_training.rivals.methods import METHODS, variants_of
+from qtl_training.rivals.methods import METHODS, RATES, variants_of
 
 _RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 _PACKAGES = ("torch", "transformers", "numpy", "pillow", "vector-quantize-pytorch", "zstandard")
@@ -122,7 +122,8 @@ def cli(
         fast=quick,
         progress=sys.stderr.isatty(),
     )
-    study = Study(frame, variants, seed_list, jobs, threads)
+    rates = RATES[:1] if quick else RATES
+    study = Study(frame, variants, rates, seed_list, jobs, threads)
     validation, test = study.run()
     rows = collected(study.variants, validation, test)
     result: dict[str, Any] = {
@@ -137,7 +138,7 @@ def cli(
         "format": FORMAT,
         "rows": rows,
         "claims": claims(rows, _TOKENS),
-        "validation": [{"variant": one["variant"], "rows": one["rows"]} for one in validation],
+        "validation": [{key: one[key] for key in ("variant", "lr", "rows")} for one in validation],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "machine": platform.machine(),
     }

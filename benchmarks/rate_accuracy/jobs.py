@@ -40,7 +40,8 @@ class Frame:
     Attributes:
         conditions: of the fine-tunes.
         start_hash: of the start checkpoint.
-        each_type: questions of each type.
+        each_type: questions of each type on the test split; a third of them are asked on the validation
+            split, which only chooses settings.
         work: the work folder.
         fast: whether pictures of the test split too are encoded at the codecs' fast settings.
         progress: whether to show bars.
@@ -57,6 +58,10 @@ class Frame:
     def store(self) -> Store:
         """The work folder's files."""
         return Store(self.work)
+
+    def questions(self, split: str) -> int:
+        """Questions of each type that are asked on a split."""
+        return self.each_type if split == "test" else -(-self.each_type // 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +105,7 @@ class Pictures:
 
     def run(self, frame: Frame) -> None:
         """Draws them."""
-        scenes = _data(self.split, frame.each_type).scenes
+        scenes = _data(self.split, frame.questions(self.split)).scenes
 
         def fill(part: Path) -> None:
             with part.open("wb") as file:
@@ -127,11 +132,12 @@ class Files:
         """Where they are kept; they depend on no model."""
         name = f"{self.codec}-{self.setting.label}-{self.split}{'-fast' if self.fast else ''}"
         # Which scenes have files depends on how many questions there are.
-        return frame.store.path("files", name, ".npz", pillow=version("pillow"), each_type=frame.each_type)
+        asked = frame.questions(self.split)
+        return frame.store.path("files", name, ".npz", pillow=version("pillow"), each_type=asked)
 
     def run(self, frame: Frame) -> None:
         """Encodes them; scenes that no question is about are left out."""
-        data = _data(self.split, frame.each_type)
+        data = _data(self.split, frame.questions(self.split))
         asked = sorted({question.scene for question in data.questions})
         codec = PictureCodec(cast(Format, self.codec))
         pictures = Pictures(split=self.split).load(frame)
@@ -163,7 +169,7 @@ class Train:
 
     def path(self, frame: Frame) -> Path:
         """Where the weights are kept."""
-        name = f"{self.variant.label}-seed{self.seed}"
+        name = f"{_name(self.variant)}-seed{self.seed}"
         return frame.store.path("weights", name, ".safetensors", **self.depends(frame))
 
     def depends(self, frame: Frame) -> dict[str, Any]:
@@ -222,10 +228,10 @@ class Measure:
 
     def path(self, frame: Frame) -> Path:
         """Where the result is kept."""
-        name = f"{self.variant.label}-seed{self.seed}-{self.split}"
+        name = f"{_name(self.variant)}-seed{self.seed}-{self.split}"
         depends = {
             "knobs": self.knobs or self.variant.knobs,
-            "each_type": frame.each_type,
+            "each_type": frame.questions(self.split),
             "calibration_pictures": frame.conditions.calibration_pictures,
             "fast": self._fast(frame),
         }
@@ -254,6 +260,7 @@ class Measure:
         rows = self._measured(frame, checkpoint)
         result = {
             "variant": self.variant.label,
+            "lr": self.variant.lr,
             "seed": self.seed,
             "split": self.split,
             "steps": frame.conditions.steps if self.variant.kind != "shipped" else 0,
@@ -264,7 +271,7 @@ class Measure:
         frame.store.write_json(self.path(frame), result)
 
     def _measured(self, frame: Frame, checkpoint: Checkpoint) -> list[dict[str, Any]]:
-        data = _data(self.split, frame.each_type)
+        data = _data(self.split, frame.questions(self.split))
         if self.variant.kind == "picture":
             needed = self.files(frame)
 
@@ -291,6 +298,10 @@ class Measure:
 Job = Pictures | Features | Files | Train | Measure
 
 
+def _name(variant: Variant) -> str:
+    return f"{variant.label}-lr{variant.lr:g}" if variant.lr else variant.label
+
+
 @cache
 def _data(split: str, each_type: int) -> QuestionSet:
     return question_set(split, each_type=each_type)
@@ -299,4 +310,4 @@ def _data(split: str, each_type: int) -> QuestionSet:
 def _scenes(frame: Frame, split: str, seed: int) -> Scenes:
     if split == "train":
         return trial.training_scenes(frame.conditions, seed)
-    return _data(split, frame.each_type).scenes
+    return _data(split, frame.questions(split)).scenes

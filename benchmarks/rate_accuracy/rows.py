@@ -21,12 +21,12 @@ def collected(
     method has no use for (``net_bytes_mean`` without a codec's header) are None.
     """
     by_label = {variant.label: variant for variant in variants}
-    chosen_by = {row["row"]: row for result in validation for row in result["rows"]}
+    chosen_by = {(row["row"], result["lr"]): row for result in validation for row in result["rows"]}
     found: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     for result in test:
         for row in result["rows"]:
             found.setdefault(row["row"], []).append((result, row))
-    return [_row(name, pairs, by_label, chosen_by[name]) for name, pairs in found.items()]
+    return [_row(name, pairs, by_label, chosen_by[name, pairs[0][0]["lr"]]) for name, pairs in found.items()]
 
 
 def _row(
@@ -61,7 +61,7 @@ def _row(
             {"macro": row["accuracy"]["macro"], "payload_bytes_mean": row["payload_bytes_mean"]}
             for row in rows
         ],
-        "settings": {**dict(variant.settings), "knob": rows[0]["knob"]},
+        "settings": {**dict(variant.settings), "knob": rows[0]["knob"], "lr": results[0]["lr"]},
         "steps": results[0]["steps"],
         "chosen_by": {
             "split": "validation",

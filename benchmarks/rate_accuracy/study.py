@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
+import statistics
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
@@ -16,7 +18,7 @@ from tqdm import tqdm
 from benchmarks.rate_accuracy.jobs import Features, Frame, Job, Measure, Pictures
 from benchmarks.rate_accuracy.store import read_json
 from qtl_core.nn.checkpoint import load_checkpoint
-from qtl_training.rivals.methods import Knob, Variant, described
+from qtl_training.rivals.methods import Knob, Variant, at_rates, described
 
 
 class Study:
@@ -25,18 +27,26 @@ class Study:
     Args:
         frame: what jobs work in.
         variants: what is compared.
+        rates: learning rates to choose from for each of them that has none of its own.
         seeds: of the fine-tunes; the first one's are what settings are chosen by.
         workers: processes; 1 works in this one.
         threads: that each of them computes with.
     """
 
     def __init__(
-        self, frame: Frame, variants: Sequence[Variant], seeds: Sequence[int], workers: int, threads: int
+        self,
+        frame: Frame,
+        variants: Sequence[Variant],
+        rates: Sequence[float],
+        seeds: Sequence[int],
+        workers: int,
+        threads: int,
     ) -> None:
         known = ("", *load_checkpoint(frame.conditions.start).quantizers)
         self.variants = [
             v for v in variants if v.kind != "shipped" or v.settings.get("quantizer", "") in known
         ]
+        self._tried = [tried for variant in self.variants for tried in at_rates(variant, rates)]
         self._frame, self._seeds, self._workers, self._threads = frame, seeds, workers, threads
 
     def run(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -51,12 +61,12 @@ class Study:
         if any(variant.kind == "picture" for variant in self.variants):
             kept += [Pictures(split=split) for split in ("validation", "test")]
         self._do(kept, "features", pool)
-        grid = [Measure(variant=variant, seed=first, split="validation") for variant in self.variants]
+        grid = [Measure(variant=variant, seed=first, split="validation") for variant in self._tried]
         self._measure(grid, pool)
         validation = [read_json(job.path(frame)) for job in grid]
         final = [
             Measure(variant=variant, seed=seed, split="test", knobs=knobs)
-            for variant, knobs in choose(self.variants, validation)
+            for variant, knobs in choose(self._tried, validation)
             for seed in self._seeds
             if variant.kind != "shipped" or seed == first
         ]
@@ -108,17 +118,26 @@ def choose(
 ) -> list[tuple[Variant, tuple[Knob, ...]]]:
     """Which knobs of which variants are reported: those no other of the family beats in bytes and accuracy.
 
-    Ours and the shipped quantizers are named beforehand, so all their knobs stay. Pictures are compared
-    by their bytes without the codec's header.
+    Before that each variant keeps the learning rate with the best mean accuracy over its knobs. Ours and
+    the shipped quantizers are named beforehand, so all their knobs stay. Pictures are compared by their
+    bytes without the codec's header.
     """
-    rows = [row for result in results for row in result["rows"]]
+    at_best: dict[str, float] = {}
+    for variant, result in zip(variants, results, strict=True):
+        at_best[variant.label] = max(at_best.get(variant.label, -math.inf), _mean(result))
+    pairs = [
+        (variant, result)
+        for variant, result in zip(variants, results, strict=True)
+        if _mean(result) == at_best[variant.label]
+    ]
+    rows = [row for _, result in pairs for row in result["rows"]]
     best = [
         row["row"]
         for row in rows
         if not any(_beats(other, row) for other in rows if other["family"] == row["family"])
     ]
     chosen = []
-    for variant, result in zip(variants, results, strict=True):
+    for variant, result in pairs:
         named = variant.kind in ("ours", "shipped")
         # A knob's row or rows come in the order of the knobs; a second one is the first's coded form.
         kept = [row["knob"] for row in result["rows"] if named or row["row"] in best]
@@ -126,6 +145,11 @@ def choose(
         if kept:
             chosen.append((variant, knobs))
     return chosen
+
+
+def _mean(result: dict[str, Any]) -> float:
+    """Mean accuracy over a variant's knobs, in percent."""
+    return statistics.fmean(row["accuracy"]["macro"] for row in result["rows"])
 
 
 def size_of(row: dict[str, Any]) -> float:

@@ -57,7 +57,7 @@ class QuantizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         levels: L where nobody names another.
         scaling: "image" or "frozen".
         merge: side of the square of tokens that share a code vector.
-        centre: of a channel under "frozen" scaling: "mean" or "median".
+        centre: of a channel under "frozen" scaling: "mean", "median" or "rare".
         k: half the range in standard deviations to begin with; what was learnt is among the weights.
         k_levels: level counts that have a k of their own; empty for one k at all of them.
         k_channels: whether each channel has its own k (at each of ``k_levels``).

@@ -17,7 +17,7 @@ from torch.nn import functional
 from qtl_core import quantizer as reference
 
 Scaling = Literal["image", "frozen"]
-Centre = Literal["mean", "median"]
+Centre = Literal["mean", "median", "rare"]
 Rotation = Callable[[Tensor], Tensor]
 SCALINGS: tuple[str, ...] = get_args(Scaling)
 COMMITMENT_WEIGHT = 0.25
@@ -25,6 +25,7 @@ _COSINE_FLOOR = 1e-3  # the authors' guard on the product of norms
 _RANGE_FLOOR = 1e-4  # the authors' guard on the range of the min-max
 _SIGMA_FLOOR = 1e-3  # under the running sigma of scaling = "frozen"
 _MOMENTUM = 0.02
+_RARE = 2.0  # deviations above the median where the rare begins
 
 
 class Quantizer(nn.Module):
@@ -40,7 +41,8 @@ class Quantizer(nn.Module):
             from level counts to either, between which it is interpolated over log2 L.
         merge: side of the square of neighbouring tokens that share one code vector.
         centre: what ``scaling = "frozen"`` takes for a channel's middle. Features that are mostly absent
-            rest at the median, so their codes do too.
+            rest at the median, so their codes do too. "rare" is half way from there to the mean of what
+            lies more than two deviations above, and so between the two levels of one bit.
         learn_k: whether ``k`` is trained.
 
     Attributes:
@@ -255,7 +257,15 @@ class Quantizer(nn.Module):
         self.out_proj.bias.copy_(back[-1])
 
     def _middle(self, z: Tensor) -> Tensor:
-        return z.mean(0) if self.centre == "mean" else z.median(0).values
+        if self.centre == "mean":
+            return z.mean(0)
+        median, deviation = z.median(0).values, z.std(0)
+        if self.centre == "median":
+            return median
+        far = (z > median + _RARE * deviation).to(z.dtype)
+        # Where nothing is so far, as far as one in twenty would be.
+        rare = torch.where(far.sum(0) > 0, (z * far).sum(0) / far.sum(0).clamp_min(1), median + 4 * deviation)
+        return (median + rare) / 2
 
     @torch.no_grad()
     def _track(self, z: Tensor) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from qtl_core.nn import Quantizer
+from qtl_core.nn.quantizer import Centre
 from qtl_training.stages.independence import independent
 
 
@@ -46,3 +48,15 @@ def test_independent_codes_restore_better_for_fewer_bits_than_rotated_at_random(
     random_error, random_bits = fitted()
     assert error < 0.2 * random_error
     assert bits < 0.7 * random_bits
+
+
+@pytest.mark.parametrize(("levels", "centre", "k"), [(3, "median", 3.0), (2, "rare", 1.0)])
+def test_codes_say_what_is_there(levels: int, centre: Centre, k: float) -> None:
+    there, features = sparse_features()
+    quantizer = Quantizer(12, 6, levels, "frozen", k, centre=centre).eval()
+    quantizer.fit(features.float()[None], rotate=independent)
+    codes = quantizer.encode(features.float()[None])[0]
+    for source in there.T.bool():
+        # One channel says when the source is there, without a miss or a false alarm in a hundred.
+        agree = ((codes == levels - 1) == source[:, None]).float().mean(0)
+        assert float(agree.max()) > 0.99

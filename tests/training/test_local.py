@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from qtl_core.errors import RecipeError, StorageError
+from qtl_core.nn.checkpoint import FurtherQuantizer, load_checkpoint, save_quantizer
 from qtl_training.local import train
 from qtl_training.recipe import read_recipe
 
@@ -125,6 +127,50 @@ def test_a_run_goes_on_only_with_its_own_settings(recipe: Path, tmp_path: Path) 
         train(read_recipe(recipe), run, progress=False)
     train(read_recipe(recipe), run, fresh=True, progress=False)
     assert weights(run / "checkpoint") != before
+
+
+BESIDE = """
+name = "beside"
+start = "{start}"
+[[stages]]
+kind = "language"
+steps = 4
+scenes = 12
+scenes_a_step = 4
+questions = 3
+beside = ["tiny"]
+beside_share = {share}
+train = {train}
+optimizer = {{ lr = 1e-3 }}
+"""
+
+
+def test_a_decoder_learns_to_read_what_is_beside(recipe: Path, tmp_path: Path) -> None:
+    start = train(read_recipe(recipe), tmp_path / "start", progress=False)
+    other = load_checkpoint(start).model.vision_quantizer
+    save_quantizer(start, "tiny", FurtherQuantizer(load_checkpoint(start).settings.vision, other))
+    files = {name: tmp_path / f"{name}.toml" for name in ("all", "none", "without", "moved")}
+    learns = ["decoder"]
+    files["all"].write_text(BESIDE.format(start=start, share=1.0, train=learns))
+    files["none"].write_text(BESIDE.format(start=start, share=0.0, train=learns))
+    ends = {
+        name: load_checkpoint(train(read_recipe(files[name]), tmp_path / name, progress=False))
+        for name in ("all", "none")
+    }
+    # It went through the other quantizer, which stays as it was, with the checkpoint.
+    layer = "model.layers.0.mlp.down_proj.weight"
+    learnt = {name: end.model.decoder.language_model.state_dict()[layer] for name, end in ends.items()}
+    assert not torch.equal(learnt["all"], learnt["none"])
+    kept = ends["all"].further["tiny"].module.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in other.state_dict().items())
+    # What moves the connector leaves none behind that no longer fits.
+    plain = BESIDE.replace('beside = ["tiny"]', "")
+    files["moved"].write_text(plain.format(start=start, share=0.0, train=["connector", "decoder"]))
+    assert not load_checkpoint(train(read_recipe(files["moved"]), tmp_path / "moved", progress=False)).further
+    moved = tmp_path / "moved" / "checkpoint"
+    files["without"].write_text(BESIDE.format(start=moved, share=0.0, train=learns))
+    with pytest.raises(RecipeError, match=r"names the quantizer 'tiny', and .* has none"):
+        train(read_recipe(files["without"]), tmp_path / "without", progress=False)
 
 
 def test_a_folder_that_cannot_be_made(recipe: Path, tmp_path: Path) -> None:

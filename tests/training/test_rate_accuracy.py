@@ -28,7 +28,7 @@ from benchmarks.rate_accuracy.rows import collected
 from benchmarks.rate_accuracy.store import Store, checkpoint_hash, key, read_json
 from benchmarks.rate_accuracy.study import choose
 from qtl_core.errors import CheckpointError, StorageError
-from qtl_training.rivals.methods import Setting, Variant
+from qtl_training.rivals.methods import Setting, Variant, at_rates
 from qtl_training.rivals.trial import Conditions
 
 
@@ -53,7 +53,7 @@ def test_bytes_at_an_accuracy_are_interpolated_on_the_best_of_the_curve() -> Non
     assert bytes_at(curve, 92.0) == {
         "bytes": pytest.approx(math.sqrt(100 * 400)), "where": "between", "rows": ["a", "b"]
     }  # fmt: skip
-    assert bytes_at(curve, 94.0)["bytes"] == pytest.approx(400)
+    assert bytes_at(curve, 94.0) == {"bytes": 400, "where": "at", "rows": ["b"]}
     assert bytes_at(curve, 80.0) == {"bytes": 100, "where": "below", "macro": 90.0}
     assert bytes_at(curve, 95.0) == {"bytes": 400, "where": "beyond", "best_macro": 94.0}
     assert bytes_at([row("x", 500, 90.0, net=100.0)], 90.0)["bytes"] == 100
@@ -62,6 +62,7 @@ def test_bytes_at_an_accuracy_are_interpolated_on_the_best_of_the_curve() -> Non
 def test_claims_are_what_the_rows_say() -> None:
     rows = [
         row("fp16", 9216, 96.0),
+        row("shipped-fp16", 9216, 96.0),
         row("paper-2bit", 1152, 95.2),
         row("small", 20, 95.6),
         row("tiny", 8, 94.0),
@@ -81,6 +82,10 @@ def test_claims_are_what_the_rows_say() -> None:
     changed = {one["claim"].partition(",")[0]: one["holds"] for one in claims(worse, 36)}
     assert not changed["small: at most 1/6 of the best picture codec's bytes"]
     assert all(one["holds"] is None for one in claims(rows[:1], 36)[:-1])
+    # A codec that is better from its smallest file on might need less: nothing is claimed.
+    above = [*rows, row("avif-1", 600, 99.0, net=300.0)]
+    open_ended = {one["claim"].partition(",")[0]: one["holds"] for one in claims(above, 36)}
+    assert open_ended["small: at most 1/6 of the best picture codec's bytes"] is None
 
 
 def test_what_is_beaten_is_not_chosen() -> None:
@@ -108,6 +113,15 @@ def test_what_is_beaten_is_not_chosen() -> None:
     assert [variant.name for variant, _ in chosen] == ["x", "y"]  # y is smaller at fixed length
 
 
+def test_each_variant_keeps_its_better_learning_rate() -> None:
+    variant = Variant(method="vq", knobs=(4096,))
+    slow, fast = at_rates(variant, (1e-4, 4e-4))
+    results = [{"rows": [row("vq", 14, accuracy, knob=4096)]} for accuracy in (97.0, 96.0)]
+    assert choose([slow, fast], results) == [(slow, (4096,))]
+    assert choose([slow, fast], results[::-1]) == [(fast, (4096,))]
+    assert at_rates(Variant(method="small", kind="ours")) == [Variant(method="small", kind="ours")]
+
+
 def test_rows_are_means_over_seeds() -> None:
     variant = Variant(method="onebit", knobs=(2,))
 
@@ -115,7 +129,15 @@ def test_rows_are_means_over_seeds() -> None:
         sizes = dict.fromkeys(("payload_bytes_p95", "wire_bytes_mean", "wire_bytes_curve_mean"), 60.0)
         one = row("onebit", 10.0 + seed, macro, types={"sum": macro}, **sizes)
         del one["net_bytes_mean"]
-        return {"variant": "onebit", "seed": seed, "steps": 5, "rows": [one], "cpu_seconds": {"train": 1.0}}
+        seconds = {"train": 1.0}
+        return {
+            "variant": "onebit",
+            "lr": 0.0,
+            "seed": seed,
+            "steps": 5,
+            "rows": [one],
+            "cpu_seconds": seconds,
+        }
 
     (found,) = collected([variant], [result(1, 70.0)], [result(1, 80.0), result(2, 90.0)])
     assert found["accuracy"]["macro"] == 85 and found["accuracy_sd"]["macro"] == pytest.approx(math.sqrt(50))

@@ -37,6 +37,7 @@ def test_every_recipe_of_ours_reads(path: Path) -> None:
         (("scenes = 2", "scenes = 2\nlevels = [1]"), "levels 1 is not 0"),
         (("scenes = 2", "scenes = 2\nlevels = [2, 4]\nweights = [1.0]"), "1 weights for 2 levels"),
         (("scenes = 2", "scenes = 2\nrate_weight = -1.0"), "rate_weight is -1.0"),
+        (("scenes = 2", 'scenes = 2\nbeside = ["tiny"]'), "fitted to the connector"),
         (("scenes = 2", 'scenes = "two"'), "Expected `int`"),
         (("[[stages]]", "[[stages"), r"at line \d+"),
     ],
@@ -46,6 +47,12 @@ def test_a_wrong_setting_is_named(tmp_path: Path, change: tuple[str, str], messa
     file.write_text(GOOD.replace(*change))
     with pytest.raises(RecipeError, match=message):
         read_recipe(file)
+
+
+def test_no_steps_where_fitting_is_all(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(GOOD.replace("steps = 1", "steps = 0\nfit_quantizers = true"))
+    assert read_recipe(file).stages[0].steps == 0
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:

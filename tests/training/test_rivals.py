@@ -213,7 +213,7 @@ def test_names_of_methods_and_rows() -> None:
     rows = [variant.row(knob) for variant in VARIANTS for knob in variant.knobs]
     assert len(rows) == len(set(rows))
     assert {"fp16", "default-2bit", "fsq-d16-L5", "nf-largest-4bit", "jpeg-40", "webp-40@48"} <= set(rows)
-    assert [variant.label for variant in variants_of(["small", "vq"], quick=True)] == ["small", "vq-36-d16"]
+    assert [variant.label for variant in variants_of(["small", "vq"], quick=True)] == ["small", "vq-36-d32"]
     assert all(len(variant.knobs) <= 2 for variant in variants_of(["jpeg", "fsq"], quick=True))
     with pytest.raises(ValueError, match="no method 'gzip'"):
         variants_of(["gzip"])

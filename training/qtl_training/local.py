@@ -122,7 +122,11 @@ def _stage(checkpoint: Checkpoint, stage: Stage, seed: int, *, resumed: bool, pr
 def _start(recipe: Recipe, folder: Path) -> Checkpoint:
     if recipe.model is None:
         checkpoint = load_checkpoint(shipped.digits() if recipe.start == "shipped" else recipe.start)
-        return checkpoint if recipe.vision is None else requantized(checkpoint, recipe.vision, recipe.seed)
+        if recipe.vision is not None:
+            return requantized(checkpoint, recipe.vision, recipe.seed)
+        # Further quantizers fit the features that they were fitted to.
+        moves = any(isinstance(stage, TowerStage) or "connector" in stage.train for stage in recipe.stages)
+        return dataclasses.replace(checkpoint, further={}) if moves else checkpoint
     place = folder / ".new"
     shutil.rmtree(place, ignore_errors=True)
     build_checkpoint(place, recipe.model, recipe.name, recipe.seed)

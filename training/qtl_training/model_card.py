@@ -16,11 +16,22 @@ _MADE_BY = """\
 
 ```
 qtl-train local training/recipes/digits.toml
+for name in small tiny; do
+  qtl-train local training/recipes/$name.toml --start runs/digits/checkpoint
+  qtl-train publish --quantizer $name runs/$name/checkpoint -o runs/digits/checkpoint
+done
+qtl-train local training/recipes/digits-beside.toml
 for seed in 1 2 3; do
-  qtl-train local training/recipes/digits-quantizer.toml --start runs/digits/checkpoint \\
+  qtl-train local training/recipes/digits-quantizer.toml --start runs/digits-beside/checkpoint \\
     --seed $seed --run runs/quantizer-$seed
 done
 qtl-train publish runs/quantizer-*/checkpoint -o examples/digits
+for name in small tiny; do
+  for seed in 1 2 3; do
+    qtl-train local training/recipes/$name.toml --seed $seed --run runs/$name-$seed
+  done
+  qtl-train publish --quantizer $name runs/$name-*/checkpoint -o examples/digits
+done
 ```
 """
 
@@ -119,9 +130,10 @@ def _further(checkpoint: Checkpoint, card: dict[str, Any]) -> str:
     lines = [
         "## Further quantizers",
         "",
-        "Fewer codes for the same weights: `qtl-export --quantizer NAME`. Each was trained alone, everything",
+        "Fewer codes for the same weights: `qtl-export --quantizer NAME`. Each was fitted alone, everything",
         "else held still, and chosen on the validation split; the last column is mean and standard deviation",
-        f"over the seeds. Unquantized: {baseline:.2f}.",
+        "over the seeds. The language model has seen such quantizers in training.",
+        f"Unquantized: {baseline:.2f}.",
         "",
         "| quantizer | tokens x codes | levels | packed, bytes | coded, bytes | test | test, all seeds |",
         "|---|---:|---:|---:|---:|---:|---:|",

@@ -41,7 +41,8 @@ def publish(candidates: Sequence[Path], folder: Path, *, progress: bool = True) 
 
     Args:
         candidates: checkpoint folders, one for each seed of the quantizer fine-tune.
-        folder: where to write; a checkpoint that is there is replaced, its further quantizers included.
+        folder: where to write; a checkpoint that is there is replaced, its further quantizers included:
+            those are trained for the weights that were chosen, and published after them.
         progress: whether to show bars.
 
     Returns:
@@ -107,8 +108,10 @@ def publish_quantizer(
         beside = folder / QUANTIZERS_FOLDER / name
         card["coded"] = _coded(folder, name, progress=progress)
         (beside / "card.json").write_text(json.dumps(_rounded(card), indent=1) + "\n", "utf-8")
-        whole = json.loads((folder / "card.json").read_text("utf-8"))
-        (folder / "README.md").write_text(model_card(whole, folder), "utf-8")
+        whole = folder / "card.json"
+        if whole.exists():  # a run's checkpoint has none yet
+            text = model_card(json.loads(whole.read_text("utf-8")), folder)
+            (folder / "README.md").write_text(text, "utf-8")
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
     return card
@@ -141,7 +144,8 @@ def write_beside(checkpoint: Path, folder: Path) -> None:
     for tables in folder.glob("entropy-*-levels.npz"):
         tables.unlink()
     for file in checkpoint.iterdir():
-        shutil.copyfile(file, folder / file.name)
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
     scenes = sample("validation", _HELD_OUT_SCENES, _HELD_OUT_SEED)
     pictures = render(scenes, slice(None))
     asked = _questions(scenes)

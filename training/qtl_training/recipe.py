@@ -79,7 +79,7 @@ class LanguageStage(
     """Connector, decoder and quantizers on features of the frozen tower, from questions and answers.
 
     Attributes:
-        steps: optimizer steps.
+        steps: optimizer steps; 0 with ``fit_quantizers`` does no more than that.
         stop: ends the stage after so many steps, before the rate has come down; 0: all of them.
         scenes: how many pictures have their tower features cached.
         scenes_a_step: scenes in one step.
@@ -102,6 +102,10 @@ class LanguageStage(
             features that come and go independently, whose codes rarely change and cost few bits.
         rate_weight: weight of the estimated bits of a coded token in the loss: the knob from bytes to
             accuracy; 0 spends what the level count allows.
+        beside: further quantizers of the checkpoint that ``beside_share`` of the steps go through in place
+            of its own, one at a time, so that the decoder learns to read what they restore. They stay as
+            they are, and so must what they were fitted to: not with "connector" in ``train``.
+        beside_share: share of steps.
         train: which parts learn: "connector", "decoder", "vision_quantizer", "language_quantizer".
         optimizer: for connector and decoder.
         quantizer_lr: highest learning rate of the quantizers.
@@ -128,6 +132,8 @@ class LanguageStage(
     fit_quantizers: bool = False
     rotation: Literal["random", "independent"] = "random"
     rate_weight: float = 0.0
+    beside: tuple[str, ...] = ()
+    beside_share: float = 0.3
     train: tuple[str, ...] = ("connector", "decoder")
     optimizer: Optimizer
     quantizer_lr: float = 1e-3
@@ -195,7 +201,8 @@ def _check(recipe: Recipe, file: Path) -> None:
         raise RecipeError(f"recipe {file}: no [[stages]]")
     for number, stage in enumerate(recipe.stages, 1):
         where = f"recipe {file}, stage {number}"
-        if stage.steps < 1:
+        fits_only = isinstance(stage, LanguageStage) and stage.fit_quantizers and stage.steps == 0
+        if stage.steps < 1 and not fits_only:
             raise RecipeError(f"{where}: steps is {stage.steps}, it must be at least 1")
         if isinstance(stage, TowerStage):
             if stage.part not in ("stem", "tower"):
@@ -203,6 +210,8 @@ def _check(recipe: Recipe, file: Path) -> None:
             continue
         if stage.rate_weight < 0:
             raise RecipeError(f"{where}: rate_weight is {stage.rate_weight}, it cannot be negative")
+        if stage.beside and "connector" in stage.train:
+            raise RecipeError(f"{where}: what is `beside` was fitted to the connector, so it cannot learn")
         unknown = set(stage.train) - _PARTS
         if unknown:
             raise RecipeError(

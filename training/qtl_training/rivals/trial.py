@@ -68,6 +68,9 @@ def recipe_of(variant: Variant, conditions: Conditions) -> Recipe:
     recipe = read_recipe(conditions.recipes / str(variant.settings.get("recipe", RIVAL_RECIPE)))
     stage = _only_stage(recipe)
     stage = msgspec.structs.replace(stage, steps=conditions.steps, stop=0, scenes=conditions.scenes)
+    if variant.lr:
+        optimizer = msgspec.structs.replace(stage.optimizer, lr=variant.lr)
+        stage = msgspec.structs.replace(stage, optimizer=optimizer)
     if variant.kind == "ours":
         return msgspec.structs.replace(recipe, stages=(stage,))
     picture = variant.kind == "picture"

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qtl_core.errors import RecipeError
 from qtl_core.nn.checkpoint import Checkpoint
+from qtl_core.nn.quantizer import Quantizer
 from qtl_training.digits import questions as q
 from qtl_training.digits.scenes import Scenes, sample
 from qtl_training.features import Features, tower_features
@@ -22,7 +24,7 @@ from qtl_training.stages.alignment import Alignment
 from qtl_training.stages.independence import independent
 from qtl_training.stages.optimizing import Group, ScheduledAdamW
 
-_FIT_PICTURES = 512
+_FIT_PICTURES = 3072
 _MEMORY = 0.97  # of the running accuracy of each question type, per step
 _FLOOR = 0.12  # weight of a question type that is always answered right
 
@@ -38,6 +40,9 @@ class LanguageTraining:
         progress: whether to show a bar while features are computed.
         features: the tower's features of the stage's scenes, where they are kept or come from elsewhere;
             computed here otherwise.
+
+    Raises:
+        RecipeError: if the checkpoint lacks a quantizer that the stage names.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class LanguageTraining:
         self._stage, self._seed = stage, seed
         self._model = model = checkpoint.model
         model.vision_quantizer.rate_weight = stage.rate_weight
+        self._beside = [_further(checkpoint, name) for name in stage.beside]
         self._vocabulary = Vocabulary(checkpoint)
         self._alignment = Alignment(self._vocabulary)
         self._scenes = sample("train", stage.scenes, seed)
@@ -77,10 +83,19 @@ class LanguageTraining:
         rows = [[self._turn(question, rng) for question in questions] for questions in asked]
         text_levels = (levels or 256) if rng.random() < stage.text_codes else None
         features = model.vision.connector(self._features[chosen].float())
-        restored, loss = model.cross(features, levels)
+        if self._beside and rng.random() < stage.beside_share:
+            quantizer = self._beside[int(rng.integers(len(self._beside)))]
+            levels, restored, loss = quantizer.levels, quantizer(features)[0], features.new_zeros(())
+        else:
+            restored, loss = model.cross(features, levels)
         packed = pack(rows, self._vocabulary, model.decoder, restored.shape[1])
-        quantizer = model.language_quantizer if text_levels is not None else None
-        embeddings, text_loss = embed(packed, restored, model.decoder, quantizer, text_levels)
+        embeddings, text_loss = embed(
+            packed,
+            restored,
+            model.decoder,
+            model.language_quantizer if text_levels is not None else None,
+            text_levels,
+        )
         hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
         row, place, target = packed.targets.T
         scores = model.decoder.logits(hidden[row, place])
@@ -206,6 +221,16 @@ class LanguageTraining:
             if len(here):
                 self._accuracy[kind] = self._accuracy[kind] * _MEMORY + here.float().mean() * (1 - _MEMORY)
         self._passed |= 100 * self._accuracy >= self._stage.focus_until
+
+
+def _further(checkpoint: Checkpoint, name: str) -> Quantizer:
+    """A further quantizer of the checkpoint, held as it is."""
+    if name not in checkpoint.further:
+        known = ", ".join(checkpoint.quantizers) or "none"
+        raise RecipeError(
+            f"`beside` names the quantizer {name!r}, and {checkpoint.path} has {known}; see qtl-train publish"
+        )
+    return checkpoint.further[name].module.eval().requires_grad_(False)
 
 
 def ask(
