@@ -6,7 +6,8 @@
     ├── InputError                3   what the user handed in cannot be used
     │   ├── PictureError              missing, broken, truncated or too large a picture
     │   ├── QuestionError             empty, too long, not text
-    │   └── RecipeError               a training recipe with a wrong key or value
+    │   ├── RecipeError               a training recipe with a wrong key or value
+    │   └── BenchmarkError            a benchmark's files, or answers of another run
     ├── ArtifactError             4   a file the project made, and that does not check out
     │   ├── BundleError               manifest, hash, schema, fingerprint, wrong half
     │   └── CheckpointError           weights or settings of a checkpoint
@@ -59,6 +60,10 @@ class QuestionError(InputError):
 
 class RecipeError(InputError):
     """A training recipe with a key or value that does not fit."""
+
+
+class BenchmarkError(InputError):
+    """A benchmark's folder: a missing file or picture, a line that does not fit, answers of another run."""
 
 
 class ArtifactError(QtlError):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,25 +22,45 @@ from qtl_training.digits.dataset import QuestionSet
 _START_S = 120.0
 _STOP_S = 15.0
 _POLL_S = 0.05
+# `-m server_runtime`, after asking Linux to end it with us (PR_SET_PDEATHSIG, 1), even if we are killed.
+_SERVE = """
+import ctypes, runpy, signal, sys
+if sys.platform.startswith("linux"):
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+runpy.run_module("server_runtime", run_name="__main__", alter_sys=True)
+"""
 
 
 @contextmanager
 def server(
-    bundle: Path, *, clock: Callable[[], float] = time.monotonic, wait: Callable[[float], None] = time.sleep
+    bundle: Path,
+    *,
+    options: Sequence[str] = (),
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[float], None] = time.sleep,
 ) -> Iterator[str]:
     """Runs ``qtl-server`` on the bundle's server half, on a free loopback port; yields its address.
+
+    Args:
+        bundle: the server half, or the bundle that holds it.
+        options: further options of ``qtl-server``.
+        clock: seconds, monotonic.
+        wait: sleeps for so many seconds.
 
     Raises:
         ServerUnavailable: if it ends or stays silent while it starts; its last line is in the message.
     """
     with tempfile.TemporaryDirectory(prefix="qtl-eval-") as folder:
         ready, log = Path(folder) / "ready", Path(folder) / "log"
-        command = [sys.executable, "-m", "server_runtime", str(bundle), "--bind", "tcp://127.0.0.1:*"]
-        # The same import path as ours: in a checkout that is not installed, -m would not find the server.
+        command = [sys.executable, "-c", _SERVE, str(bundle), "--bind", "tcp://127.0.0.1:*"]
+        # The same import path as ours: in a checkout that is not installed, it would not find the server.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*command, "--ready-file", str(ready)], stdout=output, stderr=output, env=environment
+                [*command, "--ready-file", str(ready), *options],
+                stdout=output,
+                stderr=output,
+                env=environment,
             )
         try:
             deadline = clock() + _START_S
