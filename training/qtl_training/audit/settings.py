@@ -34,16 +34,16 @@ class Effort:
         shuffles: permutations behind each "could be chance".
     """
 
-    scenes: int = 4000
-    test_scenes: int = 600
+    scenes: int = 3000
+    test_scenes: int = 500
     reader_scenes: int = 3000
     empty_scenes: int = 400
     table_scenes: int = 1000
     sized_scenes: int = 2000
     batch: int = 32
-    inversion_steps: int = 350
-    attribute_steps: int = 300
-    reader_steps: int = 1000
+    inversion_steps: int = 300
+    attribute_steps: int = 250
+    reader_steps: int = 900
     questions: int = 400
     shuffles: int = 200
 
