@@ -30,7 +30,7 @@ from qtl_training.rivals.methods import METHODS, RATES, variants_of
 
 _RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 _PACKAGES = ("torch", "transformers", "numpy", "pillow", "vector-quantize-pytorch", "zstandard")
-_EACH_TYPE, _SCENES = 480, 6000
+_EACH_TYPE, _SCENES = 240, 6000
 _QUICK_EACH_TYPE, _QUICK_SCENES, _QUICK_STEPS = 20, 384, 5
 _TOKENS = 36
 

@@ -40,7 +40,7 @@ class Frame:
     Attributes:
         conditions: of the fine-tunes.
         start_hash: of the start checkpoint.
-        each_type: questions of each type on the test split; a third of them are asked on the validation
+        each_type: questions of each type on the test split; half as many are asked on the validation
             split, which only chooses settings.
         work: the work folder.
         fast: whether pictures of the test split too are encoded at the codecs' fast settings.
@@ -61,7 +61,7 @@ class Frame:
 
     def questions(self, split: str) -> int:
         """Questions of each type that are asked on a split."""
-        return self.each_type if split == "test" else -(-self.each_type // 3)
+        return self.each_type if split == "test" else -(-self.each_type // 2)
 
 
 @dataclass(frozen=True, kw_only=True)

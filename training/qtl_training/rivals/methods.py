@@ -43,6 +43,8 @@ RIVAL_RECIPE = "paper-2bit.toml"
 """The paper's quantizer's: connector, decoder and quantizer learn; every rival learns by it too."""
 RATES = (1e-4, 4e-4)
 """Learning rates that every rival is tried at: gentle for one that keeps features well, or further."""
+PICTURE_RATE = 2e-4
+"""For pictures, whose tower learns too, one between: their fine-tunes take as long as all others together."""
 CODED = "coded"
 """Ends the names of rows whose codes travel under our entropy coder instead of as published."""
 
@@ -164,7 +166,9 @@ PICTURES: tuple[str, ...] = tuple(v.method for v in VARIANTS if v.kind == "pictu
 
 def at_rates(variant: Variant, rates: Sequence[float] = RATES) -> list[Variant]:
     """The fine-tunes a variant's learning rate is chosen from; ours and the shipped have theirs already."""
-    tuned = variant.kind in ("rival", "picture") or bool(variant.settings.get("fixed"))
+    if variant.kind == "picture":
+        return [replace(variant, lr=PICTURE_RATE)]
+    tuned = variant.kind == "rival" or bool(variant.settings.get("fixed"))
     return [replace(variant, lr=rate) for rate in rates] if tuned else [variant]
 
 
