@@ -12,6 +12,7 @@ from qtl_core.errors import PictureError, QtlError, RequestRefused, ServerBusy
 from qtl_core.exits import run, say
 from qtl_core.shipped import BUNDLE, SERVER
 
+from .device_cli import bench, doctor, selftest
 from .options import CLIENT, Given, version_option, with_options
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ Examples:
       --image a.jpg --image b.jpg --json "which digit is top left?"
   camera | edge_runtime ask --image - "is there a 7?"
   edge_runtime                      a prompt: one picture, many questions
+  edge_runtime doctor               what keeps this device from answering, and the remedy
+  edge_runtime bench                the fastest way to run the bundle here, for later runs
 
 \b
 Exit codes: 2 wrong command line, 3 picture or question, 4 bundle, 5 server not there or lost,
@@ -82,6 +85,10 @@ def ask(given: Given, /, image: tuple[str, ...], as_json: bool, question: str, *
     return _ask(Given(given.with_later(options), images), question, as_json)
 
 
+for command in (doctor, bench, selftest):
+    cli.add_command(command)
+
+
 def main() -> int:
     """Entry point of ``edge_runtime`` and ``python -m edge_runtime``; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -101,7 +108,9 @@ def _client(options: dict[str, Any]) -> EdgeClient:
     ]
     if taken:
         click.echo(f"using {' and '.join(taken)} (default)", err=True)
-    return EdgeClient(
+    # Naming one of the three is naming a choice of one's own.
+    own = bool(options["variant"] or options["provider"] or options["threads"] is not None)
+    client = EdgeClient(
         BUNDLE if bundle is None else bundle,
         SERVER if server is None else server,
         key=options["key"],
@@ -111,7 +120,14 @@ def _client(options: dict[str, Any]) -> EdgeClient:
         threads=options["threads"] or 0,
         pad=options["pad"] or 0,
         providers=options["provider"],
+        variant=options["variant"] or "",
+        measured=not own,
     )
+    if client.stored.choice is not None:
+        click.echo(f"using what bench chose: {client.stored.choice}", err=True)
+    elif client.stored.why_not:
+        click.echo(f"not using what bench chose: {client.stored.why_not}", err=True)
+    return client
 
 
 def _prompt(given: Given, image: str | None) -> int:

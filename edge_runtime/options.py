@@ -40,7 +40,13 @@ CLIENT: Final = (
         "--threads",
         type=click.IntRange(min=0),
         metavar="N",
-        help="Threads of the graph.  [default: all cores]",
+        help="Threads of the graph, 0 for onnxruntime's own number.  [default: what edge_runtime bench chose "
+        "for this bundle, else 0]",
+    ),
+    click.option(
+        "--variant",
+        metavar="NAME",
+        help="Which of the bundle's graphs.  [default: what bench chose, else fp32]",
     ),
     click.option(
         "--pad",
@@ -54,7 +60,8 @@ CLIENT: Final = (
         "--provider",
         multiple=True,
         metavar="NAME",
-        help="onnxruntime execution provider, best first; may be repeated.  [default: CPUExecutionProvider]",
+        help="onnxruntime execution provider, best first; may be repeated.  [default: what bench "
+        "chose, else CPUExecutionProvider]",
     ),
 )
 """All that a client can be told."""
