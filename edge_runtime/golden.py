@@ -65,7 +65,7 @@ class Difference:
         """
         if cut.quantized and self.largest > 1:
             return f"a code differs by {self.largest:.0f} levels, 1 is allowed"
-        share = _share(cut) if tolerance is None else tolerance
+        share = share_bound(cut) if tolerance is None else tolerance
         least = 1 if cut.quantized and tolerance is None else 0
         allowed = max(int(share * self.compared), least)
         if self.differ > allowed:
@@ -142,7 +142,8 @@ def _features(want: bytes, have: bytes) -> Difference:
     )
 
 
-def _share(cut: Cut) -> float:
+def share_bound(cut: Cut) -> float:
+    """Share of codes that may differ between two runtimes at full precision (DESIGN.md); none of features."""
     if not cut.quantized:
         return 0.0
     return _SHARE_FEW if cut.levels <= _FEW_LEVELS else _SHARE_MANY
