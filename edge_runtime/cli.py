@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtl_core import __version__
 from qtl_core.errors import PictureError, QtlError, RequestRefused, ServerBusy
 from qtl_core.exits import run, say
 from qtl_core.shipped import BUNDLE, SERVER
-from qtl_core.wire import MAX_MULTIPLE
+
+from .device_cli import bench, doctor, selftest
+from .options import CLIENT, Given, version_option, with_options
 
 if TYPE_CHECKING:
     from .client import EdgeClient
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 STDIN = "-"
 
@@ -31,65 +28,13 @@ Examples:
       --image a.jpg --image b.jpg --json "which digit is top left?"
   camera | edge_runtime ask --image - "is there a 7?"
   edge_runtime                      a prompt: one picture, many questions
+  edge_runtime doctor               what keeps this device from answering, and the remedy
+  edge_runtime bench                the fastest way to run the bundle here, for later runs
 
 \b
 Exit codes: 2 wrong command line, 3 picture or question, 4 bundle, 5 server not there or lost,
 6 refused by the server, 7 broken protocol, 8 missing extra, 9 this machine.
 """
-
-_OPTIONS = (
-    click.option("--bundle", metavar="DIR", help=f"The bundle, or its client half.  [default: {BUNDLE}]"),
-    click.option("--server", metavar="ADDRESS", help=f"Where qtl-server listens.  [default: {SERVER}]"),
-    click.option("--key", metavar="FILE", help="This client's .key_secret file: encrypt everything (CURVE)."),
-    click.option("--server-key", metavar="FILE", help="The server's .key file; goes with --key."),
-    click.option("--insecure", is_flag=True, default=None, help="Speak plaintext to another machine."),
-    click.option(
-        "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
-        metavar="SECONDS",
-        help="How long to wait for the server: to connect, between signs of life, while busy.  [default: 10]",
-    ),
-    click.option(
-        "--max-tokens",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Longest answer in tokens.  [default: the server's]",
-    ),
-    click.option(
-        "--threads",
-        type=click.IntRange(min=0),
-        metavar="N",
-        help="Threads of the graph.  [default: all cores]",
-    ),
-    click.option(
-        "--pad",
-        type=click.IntRange(min=0, max=MAX_MULTIPLE),
-        metavar="N",
-        help="Make both frames of each question multiples of N bytes long. Of the lengths of picture and "
-        "question an eavesdropper then sees only which multiple; not hidden are the number and timing of "
-        "messages and the answer's length.  [default: 0, as long as they are]",
-    ),
-    click.option(
-        "--provider",
-        multiple=True,
-        metavar="NAME",
-        help="onnxruntime execution provider, best first; may be repeated.  [default: CPUExecutionProvider]",
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Given:
-    """The options that were given before the command; those after it win."""
-
-    options: dict[str, Any]
-    images: tuple[str, ...]
-
-
-def _with_options(command: F) -> F:
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 @click.group(
@@ -97,8 +42,8 @@ def _with_options(command: F) -> F:
     epilog=_EXAMPLE,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(__version__, prog_name="edge_runtime")
-@_with_options
+@version_option
+@with_options(*CLIENT)
 @click.option("--image", multiple=True, metavar="FILE", help="The picture to ask about.")
 @click.pass_context
 def cli(ctx: click.Context, /, image: tuple[str, ...], **options: Any) -> int | None:
@@ -115,7 +60,7 @@ def cli(ctx: click.Context, /, image: tuple[str, ...], **options: Any) -> int | 
 
 
 @cli.command(epilog=_EXAMPLE)
-@_with_options
+@with_options(*CLIENT)
 @click.option(
     "--image",
     multiple=True,
@@ -137,8 +82,11 @@ def ask(given: Given, /, image: tuple[str, ...], as_json: bool, question: str, *
         raise click.UsageError("standard input can be only one of the pictures")
     if STDIN in images and sys.stdin.isatty():
         raise click.UsageError("--image - reads a picture from standard input, which is a terminal here")
-    after = {name: value for name, value in options.items() if value not in (None, ())}
-    return _ask(Given({**given.options, **after}, images), question, as_json)
+    return _ask(Given(given.with_later(options), images), question, as_json)
+
+
+for command in (doctor, bench, selftest):
+    cli.add_command(command)
 
 
 def main() -> int:
@@ -160,7 +108,9 @@ def _client(options: dict[str, Any]) -> EdgeClient:
     ]
     if taken:
         click.echo(f"using {' and '.join(taken)} (default)", err=True)
-    return EdgeClient(
+    # Naming one of the three is naming a choice of one's own.
+    own = bool(options["variant"] or options["provider"] or options["threads"] is not None)
+    client = EdgeClient(
         BUNDLE if bundle is None else bundle,
         SERVER if server is None else server,
         key=options["key"],
@@ -170,7 +120,14 @@ def _client(options: dict[str, Any]) -> EdgeClient:
         threads=options["threads"] or 0,
         pad=options["pad"] or 0,
         providers=options["provider"],
+        variant=options["variant"] or "",
+        measured=not own,
     )
+    if client.stored.choice is not None:
+        click.echo(f"using what bench chose: {client.stored.choice}", err=True)
+    elif client.stored.why_not:
+        click.echo(f"not using what bench chose: {client.stored.why_not}", err=True)
+    return client
 
 
 def _prompt(given: Given, image: str | None) -> int:

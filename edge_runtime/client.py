@@ -14,7 +14,6 @@ from types import TracebackType
 
 import numpy as np
 
-import qtl_core
 from qtl_core import bundle as bundles
 from qtl_core import codes, entropy, keys, wire
 from qtl_core import messages as m
@@ -24,13 +23,17 @@ from qtl_core.shipped import BUNDLE, SERVER
 
 from . import picture
 from .answer import Answer, Milliseconds
+from .choice import Stored, stored
 from .config import EdgeConfig
 from .dealer import Dealer
-from .encoder import Encoder
+from .encoder import Encoder, onnxruntime_module
 from .exchange import Exchange, OnToken, Patience, Reply
+from .greeting import hello
+from .machine import look
 from .session import Session, Traffic
 from .text import CodedQuestion, TextEncoder
 from .transport import Transport
+from .variants import variant
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +80,9 @@ class EdgeClient:
         comeback: seconds a server lost in the middle of an answer has to come back.
         threads: threads of the graph; 0 leaves it to onnxruntime.
         providers: onnxruntime execution providers, best first; None means the CPU.
+        variant: which of the bundle's graphs, such as "int8-arm64"; "" for the manifest's own.
+        measured: run as ``edge_runtime bench`` chose for this bundle on this device, if it has; not together
+            with ``threads``, ``providers`` or ``variant``. What was found is in ``stored``.
         insecure: speak plaintext to another machine.
         pad: make each of a question's two frames a multiple of so many bytes long on the connection; 0 does
             not. Of the lengths of picture and question only those multiples show then. It hides neither how
@@ -104,6 +110,8 @@ class EdgeClient:
         comeback: float = 2.0,
         threads: int = 0,
         providers: Sequence[str] | None = None,
+        variant: str = "",
+        measured: bool = False,
         insecure: bool = False,
         pad: int = 0,
         clock: Callable[[], float] = time.monotonic,
@@ -120,13 +128,16 @@ class EdgeClient:
             comeback=comeback,
             threads=threads,
             providers=tuple(providers or ()),
+            variant=variant,
+            measured=measured,
             insecure=insecure,
             pad=pad,
         )
         self._clock = clock
         self._rng = rng
         self._half = bundles.open_half(bundle, "client")
-        self._encoder = Encoder(self._half, threads=threads, providers=self.config.providers)
+        self.stored = Stored()
+        self._encoder = self._loaded()
         self._tables = tables_of(self._half)
         self._text = TextEncoder(self._half) if self.manifest.text.mode == "codes" else None
         self._keys = None if self.config.key is None else keys.load_secret(self.config.key)
@@ -254,6 +265,22 @@ class EdgeClient:
             self._handshakes.down += session.handshakes.down
             session.close()
 
+    def _loaded(self) -> Encoder:
+        """The graph, as the settings say, or as ``edge_runtime bench`` chose where that is wanted."""
+        config = self.config
+        graph = variant(self._half, config.variant).graph
+        if config.measured:
+            self.stored = stored(self._half, onnxruntime=onnxruntime_module().__version__, machine=look().key)
+        choice = self.stored.choice
+        if choice is None:
+            return Encoder(self._half, graph=graph, threads=config.threads, providers=config.providers)
+        return Encoder(
+            self._half,
+            graph=variant(self._half, choice.variant).graph,
+            threads=choice.threads,
+            providers=(choice.provider,),
+        )
+
     def _coded(self, payload: bytes) -> bytes | None:
         """The payload's codes entropy-coded, if that is shorter."""
         if self._tables is None:
@@ -311,18 +338,12 @@ class EdgeClient:
 
     def _opened(self) -> Session:
         if self._session is None:
-            own = m.CODECS[self.manifest.cut.codec]
-            tables = self._tables
-            hello = m.Hello(
-                protocol=m.PROTOCOL,
-                fingerprint=self.manifest.fingerprint_bytes,
-                codecs=(own,) if tables is None else (own, m.CODEC_RANS),
-                text=self.manifest.text.mode,
-                agent=f"edge_runtime/{qtl_core.__version__}",
-                capabilities=(m.CAN_PAD,) if tables is None else (m.CAN_RANS, m.CAN_PAD),
-                tables=b"" if tables is None else tables.digest,
+            self._session = Session(
+                self._transport(),
+                hello(self.manifest, self._tables),
+                timeout=self.config.timeout,
+                clock=self._clock,
             )
-            self._session = Session(self._transport(), hello, timeout=self.config.timeout, clock=self._clock)
         return self._session
 
     def _dealer(self) -> Transport:

@@ -27,12 +27,14 @@ class EdgeConfig:
         comeback: seconds a server that is lost in the middle of an answer has to come back.
         threads: threads the graph may use; 0 leaves it to onnxruntime.
         providers: onnxruntime execution providers, best first; empty means the CPU.
+        variant: name of the bundle's graph to run; "" for the manifest's own.
+        measured: run as ``edge_runtime bench`` chose, if it has.
         insecure: speak plaintext to an address that is not on this machine.
         pad: make each of a question's two frames a multiple of so many bytes long; 0 does not.
 
     Raises:
-        InputError: an address that is none, a number out of range, one key without the other, or plaintext
-            to another machine without ``insecure``.
+        InputError: an address that is none, a number out of range, one key without the other, plaintext to
+            another machine without ``insecure``, or ``measured`` beside a setting that it would overrule.
     """
 
     bundle: Path = Path(BUNDLE)
@@ -44,6 +46,8 @@ class EdgeConfig:
     comeback: float = 2.0
     threads: int = 0
     providers: tuple[str, ...] = ()
+    variant: str = ""
+    measured: bool = False
     insecure: bool = False
     pad: int = 0
 
@@ -54,6 +58,8 @@ class EdgeConfig:
                 raise InputError(f"{name} is {value}: give a number of seconds above 0")
         if self.threads < 0:
             raise InputError(f"threads is {self.threads}: give 0 (let onnxruntime choose) or more")
+        if self.measured and (self.threads or self.providers or self.variant):
+            raise InputError("measured takes threads, provider and variant from bench; leave them out")
         if not 0 <= self.pad <= MAX_MULTIPLE:
             raise InputError(f"pad is {self.pad}: give a number of bytes up to {MAX_MULTIPLE}, or 0 for none")
         endpoint = parse_endpoint(self.server)

@@ -29,6 +29,7 @@ class Encoder:
 
     Args:
         half: a checked client half.
+        graph: which of its graphs; "" for the manifest's own.
         threads: threads one run may use; 0 leaves it to onnxruntime.
         providers: execution providers, best first; empty means the CPU.
 
@@ -38,11 +39,13 @@ class Encoder:
         HostError: onnxruntime is not installed.
     """
 
-    def __init__(self, half: Half, *, threads: int = 0, providers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, half: Half, *, graph: str = "", threads: int = 0, providers: Sequence[str] = ()
+    ) -> None:
         self._cut = half.manifest.cut
         self._picture = half.manifest.picture
-        self._path = half.file(half.manifest.graph)
-        runtime = _onnxruntime()
+        self._path = half.file(graph or half.manifest.graph)
+        runtime = onnxruntime_module()
         known = runtime.get_available_providers()
         unknown = [name for name in providers if name not in known]
         if unknown:
@@ -65,6 +68,11 @@ class Encoder:
                 "install a newer onnxruntime or export the bundle again"
             ) from error
         self._output = self._check_signature()
+
+    @property
+    def provider(self) -> str:
+        """What runs the graph: the CPU, where onnxruntime could not start the one that was wanted."""
+        return str(self._session.get_providers()[0])
 
     def run(self, batch: Pixels) -> list[bytes]:
         """Pictures to payloads.
@@ -128,7 +136,12 @@ def _agree(shape: Sequence[Any], expected: Sequence[int | None]) -> bool:
     )
 
 
-def _onnxruntime() -> ModuleType:
+def onnxruntime_module() -> ModuleType:
+    """onnxruntime, imported when it is first needed.
+
+    Raises:
+        HostError: it is not installed, or does not load.
+    """
     try:
         import onnxruntime
     except ImportError as error:

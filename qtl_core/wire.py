@@ -15,6 +15,9 @@ from typing import Final
 from msgspec.structs import replace
 
 from .errors import ChecksumMismatch, MalformedMessage, MessageTooLarge
+from .limits import HEADER_CAP as HEADER_CAP
+from .limits import MAX_MULTIPLE as MAX_MULTIPLE
+from .limits import MAX_PAD as MAX_PAD
 from .messages import (
     CODEC_PACKED,
     MAX_FRAMES,
@@ -27,9 +30,6 @@ from .messages import (
     kind,
 )
 
-HEADER_CAP: Final = 16 * 1024
-"""Bytes of frame 0 at most: a header with the longest question or answer the limits allow."""
-
 _SHORT: Final = 255
 CURVE_OVERHEAD: Final = 33
 """What CURVE adds to a frame: 8 command name, 8 nonce, 16 authenticator, 1 flags."""
@@ -37,10 +37,6 @@ CURVE_OVERHEAD: Final = 33
 PAD: Final = "pad"
 """Name of the padding, the last payload of an ASK that has it. All payloads then travel joined in one frame:
 CURVE encrypts frame by frame, and the length of each one shows."""
-MAX_PAD: Final = HEADER_CAP
-"""Bytes of padding at most."""
-MAX_MULTIPLE: Final = MAX_PAD // 2
-"""Bytes of which frames may be padded to a multiple; ``MAX_PAD`` always reaches one."""
 
 
 def frame_codes(name: str, payload: bytes, *, count: int = 0, codec: int = CODEC_PACKED) -> Frame:

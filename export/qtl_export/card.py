@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edge_runtime.golden import FILE as GOLDEN
 from qtl_core.bundle import Cut, HalfName
 from qtl_export.halves import Agreement
 from qtl_export.report import rows
@@ -48,6 +49,10 @@ def write_card(
         ("questions", _questions(agreement)),
         ("longest question", f"{text.max_tokens} tokens"),
     ]
+    golden = work / half / GOLDEN
+    if golden.is_file():
+        size = golden.stat().st_size
+        facts.append(("golden pictures", f"`{GOLDEN}`, {size:,} bytes; `edge_runtime selftest` checks them"))
     lines = [
         f"# {agreement.model}: {half} half",
         "",

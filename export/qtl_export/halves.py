@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from edge_runtime.golden import FILE as GOLDEN
 from edge_runtime.picture import Pixels
 from qtl_core import __version__, bundle
 from qtl_core.bundle import UNQUANTIZED_BITS, Cut, HalfName, Manifest, Text
@@ -21,9 +22,6 @@ from qtl_core.entropy_file import NAME as TABLES
 from qtl_core.entropy_file import write_tables
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_export.graph import GRAPH, IR_VERSION, OPSET, example
-
-GOLDEN: Final = "golden.npz"
-"""``pictures`` uint8 [n, height, width, 3] and ``payloads`` uint8 [n, payload bytes] of the client half."""
 
 _MADE_WITH: Final = ("torch", "transformers", "onnxscript", "onnxruntime", "numpy")
 # The file whose bytes a half's part of the fingerprint is, where a half has but one to load.

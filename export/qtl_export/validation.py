@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from edge_runtime.encoder import Encoder
+from edge_runtime.golden import share_bound
 from edge_runtime.picture import Pixels
 from qtl_core import codes as packing
 from qtl_core import quantizer as reference
@@ -28,9 +29,6 @@ NEAR: Final = 1e-3
 """How far from a rounding boundary, in levels, a feature may be whose code differs."""
 FEATURE_BOUND: Final = 1e-3
 """16 bit: largest difference over the largest feature; one unit in the last place of a half is under it."""
-_FEW_LEVELS: Final = 16
-_SHARE_FEW: Final = 1e-4
-_SHARE_MANY: Final = 1e-3
 _BATCH: Final = 16
 
 
@@ -202,7 +200,7 @@ class _Codes:
         self.pytorch += packed
 
     def report(self) -> Codes:
-        share = _SHARE_FEW if self.cut.levels <= _FEW_LEVELS else _SHARE_MANY
+        share = share_bound(self.cut)
         return Codes(
             compared=self.compared,
             differ=self.differ,

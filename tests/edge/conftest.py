@@ -15,6 +15,13 @@ from tests.edge import tiny
 from tests.edge.peer import ScriptedServer
 
 
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where choices of ``edge_runtime bench`` are kept in a test: never the developer's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state" / "qtl"
+
+
 @pytest.fixture
 def half(tmp_path: Path) -> Path:
     """A client half."""

@@ -3,7 +3,8 @@
     python tests/edge/make_tiny_graph.py
 
 A 32 x 32 picture becomes 4 x 4 tokens of 3 codes: the mean of each colour over 8 x 8 pixels, cut into 4
-levels and packed; or, in the 16-bit variant, those means as half-precision features. ``tests.edge.tiny``
+levels and packed; or, in the 16-bit one, those means as half-precision features. Of the variants, "near" cuts
+a few codes one level off, "far" some by two. ``tests.edge.tiny``
 computes the same in numpy.
 """
 
@@ -49,8 +50,8 @@ def means() -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     return nodes, [ints("cells_shape", -1, 4, 8, 4, 8, 3)]
 
 
-def packed() -> onnx.ModelProto:
-    """The 2-bit client."""
+def packed(step: float = 64.0) -> onnx.ModelProto:
+    """The 2-bit client; another step is what a variant of it gets wrong."""
     nodes, constants = means()
     nodes += [
         helper.make_node("Div", ["means", "step"], ["scaled"]),
@@ -61,7 +62,7 @@ def packed() -> onnx.ModelProto:
         helper.make_node("Cast", ["bytes"], ["packed"], to=TensorProto.UINT8),
     ]
     constants += [
-        floats("step", [], 64.0),
+        floats("step", [], step),
         ints("fours", -1, 12, 4),
         floats("weights", [4], 1.0, 4.0, 16.0, 64.0),
         ints("last", -1),
@@ -81,8 +82,18 @@ def features() -> onnx.ModelProto:
     return model(nodes, output, constants)
 
 
+def graphs() -> dict[str, onnx.ModelProto]:
+    """Every graph by the name of its file."""
+    return {
+        "tiny_client.onnx": packed(),
+        "tiny_client_near.onnx": packed(64.5),
+        "tiny_client_far.onnx": packed(128.0),
+        "tiny_client_16bit.onnx": features(),
+    }
+
+
 if __name__ == "__main__":
-    for name, made in (("tiny_client.onnx", packed()), ("tiny_client_16bit.onnx", features())):
+    for name, made in graphs().items():
         path = GOLDEN / name
         path.write_bytes(made.SerializeToString())
         print(f"{path.name}: {path.stat().st_size} bytes")

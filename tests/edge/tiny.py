@@ -81,6 +81,20 @@ def write_server(folder: Path, client: bundle.Manifest) -> bundle.Manifest:
     return manifest
 
 
+def golden(n: int = 4) -> bytes:
+    """Golden pictures of the 2-bit graph: ``golden.npz``."""
+    pictures = np.stack([scene(seed) for seed in range(n)])
+    rows = np.stack([np.frombuffer(payload(one), np.uint8) for one in pictures])
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, pictures=pictures, payloads=rows)
+    return buffer.getvalue()
+
+
+def variant(kind: Literal["near", "far"]) -> bytes:
+    """A graph that makes a few codes otherwise: "near" by one level, "far" by two."""
+    return (GOLDEN / f"tiny_client_{kind}.onnx").read_bytes()
+
+
 def edit_manifest(folder: Path, **fields: Any) -> None:
     """Rewrites single fields of a manifest on disk, checked by nobody."""
     path = folder / bundle.MANIFEST

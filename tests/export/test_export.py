@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.encoder import Encoder
+from edge_runtime.golden import difference, golden_of
 from edge_runtime.text import TextEncoder
 from qtl_core import codes as packing
 from qtl_core.bundle import MANIFEST, open_half
@@ -79,7 +80,13 @@ def test_golden_pictures(levels: int, exported: Export) -> None:
     with np.load(half.file("golden.npz"), allow_pickle=False) as golden:
         pictures, payloads = golden["pictures"], golden["payloads"]
     assert 1 <= len(pictures) == len(payloads) <= 4
-    assert Encoder(half).run(pictures) == [row.tobytes() for row in payloads]
+    found = Encoder(half).run(pictures)
+    assert found == [row.tobytes() for row in payloads]
+    read = golden_of(half)
+    assert read is not None
+    assert difference(half.manifest.cut, read.payloads, found).differ == 0
+    size = half.file("golden.npz").stat().st_size
+    assert f"`golden.npz`, {size:,} bytes" in half.file("README.md").read_text("utf-8")
 
 
 def test_exporting_twice_gives_the_same_bytes(exported: Export, checkpoint: Path, tmp_path: Path) -> None:

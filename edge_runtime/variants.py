@@ -1,0 +1,70 @@
+"""The graphs a client half has: the one that the manifest names, and variants of it for particular devices.
+
+A variant lies beside it as ``client.NAME.onnx`` (``client.int8-arm64.onnx``, ``client.fp16.onnx``), with its
+weights in ``client.NAME.onnx.data`` where they have a file of their own, and the manifest lists both.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from qtl_core.bundle import Half
+from qtl_core.errors import InputError
+
+FULL: Final = "fp32"
+"""What the manifest's own graph is called."""
+_VARIANT: Final = re.compile(r"client[.-](?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*)\.onnx\Z")
+_WEIGHTS: Final = ".data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One graph of a client half.
+
+    Attributes:
+        name: "fp32", or what its file says.
+        graph: the file in the half.
+        bytes: size of the graph and its weights.
+        sha256: of the graph's file, hex.
+    """
+
+    name: str
+    graph: str
+    bytes: int
+    sha256: str
+
+    @property
+    def full(self) -> bool:
+        """Whether it is the manifest's own graph, at full precision."""
+        return self.name == FULL
+
+
+def variants(half: Half) -> tuple[Variant, ...]:
+    """Every graph of a client half, the manifest's own first."""
+    own = half.manifest.graph
+    found = {match["name"]: name for name in half.manifest.files if (match := _VARIANT.match(name))}
+    others = [(name, graph) for name, graph in sorted(found.items()) if graph != own and name != FULL]
+    return tuple(_variant(half, name, graph) for name, graph in [(FULL, own), *others])
+
+
+def variant(half: Half, name: str) -> Variant:
+    """The graph of that name; "" is the manifest's own.
+
+    Raises:
+        InputError: there is none; the message lists those there are.
+    """
+    known = variants(half)
+    for one in known:
+        if one.name == (name or FULL):
+            return one
+    names = ", ".join(one.name for one in known)
+    raise InputError(f"the bundle at {half.path} has no variant {name!r}; it has {names}")
+
+
+def _variant(half: Half, name: str, graph: str) -> Variant:
+    files = half.manifest.files
+    weights = files.get(graph + _WEIGHTS)
+    size = files[graph].size + (0 if weights is None else weights.size)
+    return Variant(name=name, graph=graph, bytes=size, sha256=files[graph].sha256)
