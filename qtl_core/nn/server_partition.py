@@ -243,12 +243,11 @@ def write_server_half(folder: str | Path, checkpoint: Checkpoint, cut: Cut, text
     if text.mode == "codes":
         weights |= _out_proj("language_dequantizer", model.language_quantizer.out_proj)
     (path / WEIGHTS_FILE).write_bytes(save({k: v.detach().contiguous() for k, v in weights.items()}))
-    end = decoder.language_model.config.eos_token_id
     config = ServerConfig(
         language_model=_plain_config(decoder),
         picture_attention=decoder.picture_attention,
         picture_places=decoder.picture_places is not None,
-        end_tokens=tuple(end) if isinstance(end, list | tuple) else (int(end),),
+        end_tokens=checkpoint.end_tokens,
         max_answer_tokens=checkpoint.settings.max_answer_tokens,
     )
     (path / CONFIG_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
