@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from qtl_core.bundle import Template
 from qtl_core.errors import CheckpointError
+from qtl_core.nn.families.base import first_line, read_json
 
 IMAGE_TOKEN = "<image>"
 _MARK = "\x02question\x03"
@@ -37,3 +39,34 @@ def split_template(tokenizer: PreTrainedTokenizerFast, image_token: str = IMAGE_
     if not image or not question:
         raise CheckpointError(f"the chat template renders {text!r}: no {image_token} before the question")
     return Template(before_image=before, between=between, after_question=after)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """A checkpoint's tokenizer, its chat template included wherever that is kept.
+
+    Raises:
+        CheckpointError: no ``tokenizer.json``, or a broken one.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"checkpoint {folder} has no tokenizer.json; is the download complete? An old tokenizer becomes "
+            "one by AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise CheckpointError(f"{folder / 'tokenizer.json'} cannot be read: {first_line(error)}") from error
+    apart = folder / "chat_template.json"
+    if not tokenizer.chat_template and apart.is_file():
+        tokenizer.chat_template = read_json(apart).get("chat_template")
+    return tokenizer
+
+
+def begun(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
+    """The text with what the tokenizer puts in front of every prompt (a start token), as text."""
+    backend = tokenizer.backend_tokenizer
+    alone = backend.encode("x", add_special_tokens=False).ids
+    ids = backend.encode("x", add_special_tokens=True).ids
+    in_front = next((ids[:at] for at in range(len(ids)) if ids[at : at + len(alone)] == alone), [])
+    start = "".join(str(tokenizer.convert_ids_to_tokens(one)) for one in in_front)
+    return text if text.startswith(start) else start + text

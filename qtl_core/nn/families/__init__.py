@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from qtl_core.errors import CheckpointError
-from qtl_core.nn.families import digits
+from qtl_core.nn.families import digits, llava
 from qtl_core.nn.families.base import Family
 
-FAMILIES: tuple[Family, ...] = (digits.FAMILY,)
+FAMILIES: tuple[Family, ...] = (digits.FAMILY, llava.FAMILY)
 """Asked in this order; the first that claims a folder reads it."""
 
 
