@@ -69,7 +69,12 @@ def _read(folder: Path, config: dict[str, Any], quantizer: str) -> Checkpoint:
     picture, mean, std = picture_of(processor)
     parts.check_picture(folder, picture, vision)
     weights = Weights(folder)
-    text.tie_word_embeddings = _tied(config, text.tie_word_embeddings, weights)
+    found = {place(name): (weights, name) for name in weights}
+    text.tie_word_embeddings = parts.tied(
+        bool(text.tie_word_embeddings or config.get("tie_word_embeddings", False)),
+        found.get("decoder.lm_head.weight"),
+        found.get("decoder.model.embed_tokens.weight"),
+    )
     decoder = parts.build_decoder(folder, text)
     layers = settings["feature_layer"]
     connector = _connector(folder, config, vision.hidden_size, text.hidden_size, layers)
@@ -158,16 +163,6 @@ def _connector(
         raise CheckpointError(
             f"checkpoint {folder}: projector_hidden_act: {first_line(error)} is no activation of transformers"
         ) from error
-
-
-def _tied(config: Mapping[str, Any], said: bool, weights: Weights) -> bool:
-    """Whether head and embeddings are one: as the files have it, where they have both."""
-    tied = bool(said or config.get("tie_word_embeddings", False))
-    both = {place(name): name for name in weights}
-    head, table = both.get("decoder.lm_head.weight"), both.get("decoder.model.embed_tokens.weight")
-    if not tied or head is None or table is None:
-        return tied
-    return weights.shape(head) == weights.shape(table) and bool((weights[head] == weights[table]).all())
 
 
 def _template(tokenizer: Any, config: Mapping[str, Any]) -> Template:

@@ -18,7 +18,7 @@ from transformers import (
 from qtl_core.bundle import Picture
 from qtl_core.errors import CheckpointError
 from qtl_core.nn.families.base import QuantizerSettings, Settings, first_line, read_json
-from qtl_core.nn.weights import without_weights
+from qtl_core.nn.weights import Weights, without_weights
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 DECODERS = (
@@ -148,6 +148,21 @@ def end_tokens_of(
         if isinstance(end, list | tuple) and end:
             return tuple(int(one) for one in end)
     return ()
+
+
+def tied(said: bool, head: tuple[Weights, str] | None, table: tuple[Weights, str] | None) -> bool:
+    """Whether a decoder's head and embeddings are one: as the files have it, where they have both.
+
+    Args:
+        said: what the configuration says.
+        head: where the head's weight is stored; None if it is not.
+        table: where the embeddings are; None if they are not.
+    """
+    if not said or head is None or table is None:
+        return said
+    if head[0].shape(head[1]) != table[0].shape(table[1]):
+        return False
+    return bool((head[0][head[1]] == table[0][table[1]]).all())
 
 
 def refuse_quantized(folder: Path, config: Mapping[str, Any]) -> None:
