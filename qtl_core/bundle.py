@@ -144,7 +144,8 @@ class Text(msgspec.Struct, frozen=True, kw_only=True):
 class Template(msgspec.Struct, frozen=True, kw_only=True):
     """The prompt: ``before_image + <picture tokens> + between + question + after_question``.
 
-    Each piece is tokenised on its own, the question too, so that coded questions line up with plain ones.
+    Where questions cross as codes each piece is tokenised on its own, the question too. Where they cross as
+    text the server half says how the pieces are joined (``qtl_core.nn.prompt_tokens``).
     """
 
     before_image: str

@@ -62,11 +62,11 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def begun(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
-    """The text with what the tokenizer puts in front of every prompt (a start token), as text."""
+def start_tokens(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
+    """Ids that the tokenizer puts in front of every prompt; none where the text begins with them already."""
     backend = tokenizer.backend_tokenizer
     alone = backend.encode("x", add_special_tokens=False).ids
     ids = backend.encode("x", add_special_tokens=True).ids
     in_front = next((ids[:at] for at in range(len(ids)) if ids[at : at + len(alone)] == alone), [])
     start = "".join(str(tokenizer.convert_ids_to_tokens(one)) for one in in_front)
-    return text if text.startswith(start) else start + text
+    return () if text.startswith(start) else tuple(in_front)

@@ -27,7 +27,7 @@ def test_a_llava_without_quantizer_is_exported_unquantized(
     assert said["validation"]["passed"] and said["validation"]["answers"]["asked"] == 4
     manifest = json.loads((bundle / "client" / "manifest.json").read_text())
     assert manifest["picture"]["fit"] == "crop"
-    assert manifest["template"]["before_image"] == "<s>USER: "
+    assert manifest["template"]["before_image"] == "USER: "
 
 
 @pytest.mark.parametrize("bits", [["--bits", "2"], ["--levels", "5"], ["--bits", "auto"]])

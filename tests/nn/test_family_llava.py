@@ -91,6 +91,8 @@ def test_features_logits_and_answers_are_those_of_transformers(tmp_path: Path, c
 
 def test_prompts_begin_as_the_tokenizer_begins_them(tmp_path: Path) -> None:
     foreign.make_llava(tmp_path)
-    template = load_checkpoint(tmp_path).template
-    assert template.before_image == "<s>USER: "
+    checkpoint = load_checkpoint(tmp_path)
+    template = checkpoint.template
+    assert checkpoint.prompt.start == (checkpoint.tokenizer.get_vocab()["<s>"],)
+    assert template.before_image == "USER: "
     assert template.between == "\n" and template.after_question == " ASSISTANT:"

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from qtl_core.bundle import Picture, Template
 from qtl_core.errors import CheckpointError
 from qtl_core.nn.model import SplitModel
+from qtl_core.nn.prompt_tokens import PromptStyle
 from qtl_core.nn.quantizer import Centre, Quantizer, Scaling
 
 CONFIG_FILE = "config.json"
@@ -108,6 +109,7 @@ class Checkpoint:
         picture: how a picture is prepared for the tower.
         template: what stands around picture and question.
         end_tokens: ids that end an answer.
+        prompt: how prompts become tokens.
         further: the further vision quantizers, by name.
         quantizer: the one of them that is the model's; "" for the checkpoint's own.
         whole: transformers' model where the family can be trained; shares its weights with ``model``.
@@ -122,6 +124,7 @@ class Checkpoint:
     picture: Picture
     template: Template
     end_tokens: tuple[int, ...]
+    prompt: PromptStyle = field(default_factory=PromptStyle)
     further: Mapping[str, FurtherQuantizer] = field(default_factory=dict)
     quantizer: str = ""
     whole: LlavaForConditionalGeneration | None = None

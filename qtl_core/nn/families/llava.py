@@ -24,7 +24,8 @@ from qtl_core.nn.families import parts
 from qtl_core.nn.families.base import Checkpoint, Family, first_line
 from qtl_core.nn.model import SplitModel, TowerSettings, VisionEncoder
 from qtl_core.nn.pictures import picture_of, read_processor, usual_processor
-from qtl_core.nn.prompts import begun, read_tokenizer, split_template
+from qtl_core.nn.prompt_tokens import PromptStyle
+from qtl_core.nn.prompts import read_tokenizer, split_template, start_tokens
 from qtl_core.nn.weights import Weights, fill
 
 NAME = "llava"
@@ -93,6 +94,7 @@ def _read(folder: Path, config: dict[str, Any], quantizer: str) -> Checkpoint:
         head.bias = nn.Parameter(torch.zeros(head.out_features))
     encoder = VisionEncoder(tower, connector, TowerSettings(mean=mean, std=std, **settings))
     model = SplitModel(encoder, None, PictureDecoder(decoder, "causal"), None)
+    template = _template(tokenizer, config)
     tokens = parts.picture_tokens(vision, settings["feature_select"])
     return Checkpoint(
         path=folder,
@@ -102,7 +104,8 @@ def _read(folder: Path, config: dict[str, Any], quantizer: str) -> Checkpoint:
         processor=processor,
         settings=parts.settings_for(folder, picture, text, tokens),
         picture=picture,
-        template=_template(tokenizer, config),
+        template=template,
+        prompt=PromptStyle(joint="whole", start=start_tokens(tokenizer, template.before_image)),
         end_tokens=parts.end_tokens_of(folder, text, tokenizer),
     )
 
@@ -167,18 +170,9 @@ def _connector(
 
 def _template(tokenizer: Any, config: Mapping[str, Any]) -> Template:
     if not tokenizer.chat_template:
-        return Template(
-            before_image=begun(tokenizer, _VICUNA.before_image),
-            between=_VICUNA.between,
-            after_question=_VICUNA.after_question,
-        )
+        return _VICUNA
     index = config.get("image_token_index", config.get("image_token_id"))
     name = (
         tokenizer.convert_ids_to_tokens(index) if isinstance(index, int) and index < len(tokenizer) else None
     )
-    split = split_template(tokenizer, name or "<image>")
-    return Template(
-        before_image=begun(tokenizer, split.before_image),
-        between=split.between,
-        after_question=split.after_question,
-    )
+    return split_template(tokenizer, name or "<image>")

@@ -28,15 +28,18 @@ from qtl_core.nn.families import tinyllava_connectors as connectors
 from qtl_core.nn.families.base import CONFIG_FILE, Checkpoint, Family, read_json
 from qtl_core.nn.model import SplitModel, TowerSettings, VisionEncoder
 from qtl_core.nn.pictures import picture_of, read_processor, usual_processor
-from qtl_core.nn.prompts import begun, read_tokenizer
+from qtl_core.nn.prompt_tokens import PromptStyle
+from qtl_core.nn.prompts import read_tokenizer, start_tokens
 from qtl_core.nn.weights import Places, Weights, fill
 
 NAME = "tinyllava"
 DECODER, TOWER, CONNECTOR = "language_model", "vision_tower", "connector"
 # The model was trained on exactly these words, so they are part of it.
-_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-    "detailed, and polite answers to the user's questions. "
+_TEMPLATE = Template(
+    before_image="A chat between a curious user and an artificial intelligence assistant. The assistant "
+    "gives helpful, detailed, and polite answers to the user's questions. USER: ",
+    between="\n",
+    after_question=" ASSISTANT:",
 )
 _STOPS = ("<|endoftext|>", "<|im_end|>", "</s>", "<eos>")
 # That project's name -> ours.
@@ -99,9 +102,8 @@ def read(folder: Path, config: dict[str, Any], quantizer: str, family: str = NAM
         processor=processor,
         settings=parts.settings_for(folder, picture, text, tokens),
         picture=picture,
-        template=Template(
-            before_image=begun(tokenizer, f"{_SYSTEM}USER: "), between="\n", after_question=" ASSISTANT:"
-        ),
+        template=_TEMPLATE,
+        prompt=PromptStyle(joint="chunks", start=start_tokens(tokenizer, _TEMPLATE.before_image)),
         end_tokens=_end_tokens(folder, text, tokenizer),
     )
 
