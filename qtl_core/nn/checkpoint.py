@@ -40,13 +40,15 @@ __all__ = [
 ]
 
 
-def load_checkpoint(path: str | Path, *, quantizer: str = "") -> Checkpoint:
+def load_checkpoint(path: str | Path, *, quantizer: str = "", weights: bool = True) -> Checkpoint:
     """Reads a checkpoint folder.
 
     Args:
         path: the folder, of any family in ``qtl_core.nn.families``.
         quantizer: name of one of its further vision quantizers, which then takes the place of the
             checkpoint's own.
+        weights: whether to load them. Without, names and shapes are checked and most parameters stay
+            without memory (on PyTorch's meta device), so that any size can be looked at.
 
     Raises:
         CheckpointError: if a file is missing or damaged, there is no quantizer of that name, or the
@@ -58,4 +60,4 @@ def load_checkpoint(path: str | Path, *, quantizer: str = "") -> Checkpoint:
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(f"checkpoint {folder} has no {CONFIG_FILE}; is the download complete?")
     config = read_json(folder / CONFIG_FILE)
-    return family_of(folder, config).read(folder, config, quantizer)
+    return family_of(folder, config).read(folder, config, quantizer, weights)

@@ -77,6 +77,7 @@ def fill(
     places: Mapping[str, Places],
     *,
     unused: Callable[[str], bool] = lambda place: False,
+    load: bool = True,
 ) -> None:
     """Fills modules that were built without weights, in float32.
 
@@ -86,6 +87,7 @@ def fill(
         weights: files by any key.
         places: for each key of ``weights``, where its tensors belong.
         unused: whether a place is of no use to the model, so that its tensor may be there.
+        load: whether to read the tensors; without, names and shapes are checked and nothing is filled.
 
     Raises:
         CheckpointError: tensors that are missing, have no place, another shape, or are stored in a type that
@@ -114,10 +116,13 @@ def fill(
             "describes has no place"
         )
     for part, module in parts.items():
+        chosen = {place: source for place, source in found.items() if place.startswith(f"{part}.")}
+        for place, (files, name) in chosen.items():
+            _check_shape(files, name, wanted[place])
+        if not load:
+            continue
         state = {
-            place.removeprefix(f"{part}."): _read(*source, wanted[place])
-            for place, source in found.items()
-            if place.startswith(f"{part}.")
+            place.removeprefix(f"{part}."): _read(*source, wanted[place]) for place, source in chosen.items()
         }
         module.load_state_dict(state, assign=True, strict=False)
         tie = getattr(module, "tie_weights", None)
@@ -156,12 +161,15 @@ def _tied(parts: Mapping[str, nn.Module], found: Any) -> set[str]:
     return {place for group in shared.values() if set(group) & set(found) for place in group}
 
 
-def _read(weights: Weights, name: str, wanted: Tensor) -> Tensor:
+def _check_shape(weights: Weights, name: str, wanted: Tensor) -> None:
     if weights.shape(name) != tuple(wanted.shape):
         raise CheckpointError(
             f"checkpoint {weights.folder}: {name} is {list(weights.shape(name))}, its config.json asks for "
             f"{list(wanted.shape)}"
         )
+
+
+def _read(weights: Weights, name: str, wanted: Tensor) -> Tensor:
     tensor = weights[name]
     if not wanted.is_floating_point():
         return tensor

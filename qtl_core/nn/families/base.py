@@ -157,14 +157,14 @@ class Family:
         name: for messages and ``Checkpoint.family``.
         model_type: what ``config.json`` calls it.
         claims: whether a folder with this configuration is one of the family's.
-        read: reads such a folder; takes the folder, its configuration and the name of a further quantizer
-            ("" for the checkpoint's own) and raises ``CheckpointError``.
+        read: reads such a folder; takes the folder, its configuration, the name of a further quantizer
+            ("" for the checkpoint's own) and whether to load weights; raises ``CheckpointError``.
     """
 
     name: str
     model_type: str
     claims: Callable[[Path, Mapping[str, Any]], bool]
-    read: Callable[[Path, dict[str, Any], str], Checkpoint]
+    read: Callable[[Path, dict[str, Any], str, bool], Checkpoint]
 
 
 @contextmanager

@@ -62,7 +62,9 @@ def _claims(folder: Path, config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "llava" and (beside or kind == stem.SiglipStemVisionConfig.model_type)
 
 
-def _read(folder: Path, config: dict[str, Any], quantizer: str) -> Checkpoint:
+def _read(folder: Path, config: dict[str, Any], quantizer: str, load: bool) -> Checkpoint:
+    # Small, and read by transformers itself: there is nothing to save by not loading it.
+    del load
     for name in ("model.safetensors", "tokenizer.json", PROCESSOR_FILE, SETTINGS_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(f"checkpoint {folder} has no {name}; is the download complete?")

@@ -58,7 +58,7 @@ def _claims(folder: Path, config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "llava"
 
 
-def _read(folder: Path, config: dict[str, Any], quantizer: str) -> Checkpoint:
+def _read(folder: Path, config: dict[str, Any], quantizer: str, load: bool) -> Checkpoint:
     if quantizer:
         raise CheckpointError(f"checkpoint {folder} has no quantizer {quantizer!r}; it has none at all")
     parts.refuse_quantized(folder, config)
@@ -89,6 +89,7 @@ def _read(folder: Path, config: dict[str, Any], quantizer: str) -> Checkpoint:
         {"all": weights},
         {"all": place},
         unused=lambda name: name.startswith("tower.head."),
+        load=load,
     )
     if biased:
         head.bias = nn.Parameter(torch.zeros(head.out_features))

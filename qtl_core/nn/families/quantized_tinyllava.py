@@ -33,7 +33,7 @@ def _claims(folder: Path, config: Mapping[str, Any]) -> bool:
     return tinyllava.claims(folder, config) and ("vq_type" in config or (folder / FOLDER).is_dir())
 
 
-def _read(folder: Path, config: dict[str, Any], quantizer: str) -> Checkpoint:
+def _read(folder: Path, config: dict[str, Any], quantizer: str, load: bool) -> Checkpoint:
     kind, levels = config.get("vq_type"), config.get("discrete_size")
     if kind != _KIND:
         raise CheckpointError(f"checkpoint {folder}: vq_type {kind!r} is not supported; known here: {_KIND}")
@@ -46,12 +46,12 @@ def _read(folder: Path, config: dict[str, Any], quantizer: str) -> Checkpoint:
         raise CheckpointError(
             f"checkpoint {folder} has no {FOLDER}/, its quantizers; is the download complete?"
         )
-    checkpoint = tinyllava.read(folder, config, quantizer, NAME)
+    checkpoint = tinyllava.read(folder, config, quantizer, load, NAME)
     weights = Weights(folder / FOLDER)
     width = checkpoint.model.decoder.width
     settings = {part: _settings(weights, prefix, levels) for prefix, part in _PREFIXES.items()}
     modules = {part: one.build(width) for part, one in settings.items()}
-    fill(_projections(modules), {FOLDER: weights}, {FOLDER: _place})
+    fill(_projections(modules), {FOLDER: weights}, {FOLDER: _place}, load=load)
     checkpoint.model.vision_quantizer = modules["vision"].eval()
     checkpoint.model.language_quantizer = modules["language"].eval()
     return dataclasses.replace(checkpoint, settings=msgspec.structs.replace(checkpoint.settings, **settings))

@@ -52,7 +52,7 @@ def claims(folder: Path, config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "tinyllava"
 
 
-def read(folder: Path, config: dict[str, Any], quantizer: str, family: str = NAME) -> Checkpoint:
+def read(folder: Path, config: dict[str, Any], quantizer: str, load: bool, family: str = NAME) -> Checkpoint:
     """Reads a finished or staged folder, without quantizers.
 
     Raises:
@@ -88,6 +88,7 @@ def read(folder: Path, config: dict[str, Any], quantizer: str, family: str = NAM
         weights,
         places,
         unused=lambda name: name.startswith("tower.head."),
+        load=load,
     )
     encoder = VisionEncoder(tower, connector, TowerSettings(mean=mean, std=std, **tower_settings))
     model = SplitModel(encoder, None, PictureDecoder(decoder, "causal"), None)
