@@ -124,14 +124,16 @@ def read_stream(stream: BinaryIO, name: str) -> bytes:
 
 
 def fit(image: Image.Image, spec: bundle.Picture) -> Pixels:
-    """Pads where the manifest says so, and resizes: RGB image -> uint8 [height, width, 3].
+    """Pads or crops where the manifest says so, and resizes: RGB image -> uint8 [height, width, 3].
 
     Raises:
         PictureError: so long and narrow that the steps in between would take too much memory.
     """
     width, height = image.size
     side = max(width, height)
-    passing = side * side if spec.fit == "pad" else spec.width * height
+    target = _covering(width, height, spec) if spec.fit == "crop" else (spec.width, spec.height)
+    # Cropping ends in a picture that is long, too.
+    passing = side * side if spec.fit == "pad" else target[0] * max(height, target[1])
     if passing > _PASSING * spec.max_pixels:
         raise PictureError(
             f"a picture of {width} x {height} pixels is too long and narrow for this model; crop it first"
@@ -140,9 +142,19 @@ def fit(image: Image.Image, spec: bundle.Picture) -> Pixels:
         square = Image.new("RGB", (side, side), tuple(spec.pad_colour))
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         image = square
+    if image.size != target:
+        image = image.resize(target, resample=_RESAMPLE[spec.resample])
     if image.size != (spec.width, spec.height):
-        image = image.resize((spec.width, spec.height), resample=_RESAMPLE[spec.resample])
+        left, upper = (target[0] - spec.width) // 2, (target[1] - spec.height) // 2
+        image = image.crop((left, upper, left + spec.width, upper + spec.height))
     return np.asarray(image, dtype=np.uint8)
+
+
+def _covering(width: int, height: int, spec: bundle.Picture) -> tuple[int, int]:
+    """Size at which a picture's shorter side is the target's (a square), and the longer one rounded down."""
+    short, long = sorted((width, height))
+    longer = spec.width * long // short
+    return (spec.width, longer) if width <= height else (longer, spec.height)
 
 
 def jpeg_size(pixels: Pixels, quality: int = JPEG_QUALITY) -> int:

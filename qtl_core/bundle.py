@@ -103,7 +103,8 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
         height: of the graph's input, in pixels.
         width: of the graph's input, in pixels.
         resample: Pillow's filter.
-        fit: "square" stretches the picture, "pad" first pads it, centred, to a square.
+        fit: "square" stretches the picture; "pad" first pads it, centred, to a square; "crop" resizes it
+            until its shorter side fits, and cuts off what is over on both ends of the longer one.
         pad_colour: RGB of the padding.
         max_pixels: pictures with more pixels than this are refused before they are decoded.
     """
@@ -111,7 +112,7 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     height: Size
     width: Size
     resample: Literal["bilinear", "bicubic", "lanczos"]
-    fit: Literal["square", "pad"]
+    fit: Literal["square", "pad", "crop"]
     pad_colour: tuple[Byte, Byte, Byte]
     max_pixels: Size = 50_000_000
 
@@ -143,7 +144,8 @@ class Text(msgspec.Struct, frozen=True, kw_only=True):
 class Template(msgspec.Struct, frozen=True, kw_only=True):
     """The prompt: ``before_image + <picture tokens> + between + question + after_question``.
 
-    Each piece is tokenised on its own, the question too, so that coded questions line up with plain ones.
+    Where questions cross as codes each piece is tokenised on its own, the question too. Where they cross as
+    text the server half says how the pieces are joined (``qtl_core.nn.prompt_tokens``).
     """
 
     before_image: str

@@ -38,7 +38,7 @@ def write_card(
         if cut.quantized
         else f"{shape} unquantized half-precision features"
     )
-    fit = "stretched" if picture.fit == "square" else "padded to a square"
+    fit = {"square": "stretched", "pad": "padded to a square", "crop": "cropped to its middle"}[picture.fit]
     facts = [
         ("model", f"`{agreement.model}`"),
         ("fingerprint of the pair", f"`{fingerprint}`"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -17,6 +18,7 @@ from qtl_core.bundle import UNQUANTIZED_BITS
 from qtl_core.codes import MAX_LEVELS, MIN_LEVELS
 from qtl_core.errors import MissingExtra
 from qtl_export.config import BITS, ExportConfig, levels_of_bits
+from qtl_export.progress import Progress
 
 # What the extra [export] brings. Another module that is missing is a mistake of ours, not a missing extra.
 _EXTRA: Final = frozenset(
@@ -33,6 +35,7 @@ Examples:
   qtl-export --bits auto --pictures DIR    levels from the entropy of these pictures' features
   qtl-export --quantizer tiny -o tiny      the shipped checkpoint's smallest codes
   qtl-export --bits 16 -o baseline         unquantized features, the yardstick
+  qtl-export inspect CHECKPOINT            what it is, and what its client half would cost
   qtl-export --bits 2 --validate 3500      compare a million codes of the shipped model
 
 \b
@@ -41,8 +44,37 @@ Exit codes: 2 wrong command line, 3 pictures, 4 checkpoint, bundle or failed val
 """
 
 
-@click.command(epilog=_EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
+class _ExportByDefault(click.Group):
+    """A group whose command ``export`` needs no name: ``qtl-export C`` is ``qtl-export export C``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ("-h", "--help", "--version")):
+            args = ["export", *args]
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "[OPTIONS] [CHECKPOINT]")
+        formatter.write_usage(ctx.command_path, "inspect [OPTIONS] [CHECKPOINT]")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # What people look for under --help is how to export.
+        export.format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+@click.group(cls=_ExportByDefault, epilog=_EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="qtl-export")
+def cli() -> None:
+    """Export CHECKPOINT to a bundle: a client half for the device and a server half.
+
+    CHECKPOINT is a folder; by default the one that comes with this package. Its own configuration says of
+    which family it is: ours (Hugging Face's LLaVA layout with quantizers beside it), Hugging Face's LLaVA,
+    TinyLLaVA Factory, or Quantized-TinyLLaVA. The bundle is validated with the device's own code before it is
+    put in place.
+    """
+
+
+@cli.command()
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--bits",
@@ -92,7 +124,7 @@ Exit codes: 2 wrong command line, 3 pictures, 4 checkpoint, bundle or failed val
 )
 @click.option("--force", is_flag=True, help="Put the bundle in place although validation failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def cli(
+def export(
     checkpoint: Path | None,
     bits: str | None,
     levels: int | None,
@@ -104,11 +136,7 @@ def cli(
     force: bool,
     as_json: bool,
 ) -> int:
-    """Export CHECKPOINT to a bundle: a client half for the device and a server half.
-
-    CHECKPOINT is a folder in Hugging Face's LLaVA layout with quantizers beside it; by default the one that
-    comes with this package. The bundle is validated with the device's own code before it is put in place.
-    """
+    """Export CHECKPOINT to a bundle (what qtl-export does when no command is named)."""
     if (bits is not None and levels is not None) or not (bits or levels or quantizer):
         raise click.UsageError("give either --bits (1 to 8, 16 or auto) or --levels (2 to 256)")
     if bits == str(UNQUANTIZED_BITS) and quantizer:
@@ -136,6 +164,23 @@ def cli(
     return _export(config, as_json)
 
 
+@cli.command()
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option("--quantizer", default="", metavar="NAME", help="One of the checkpoint's further quantizers.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(checkpoint: Path | None, quantizer: str, as_json: bool) -> int:
+    """Say what CHECKPOINT is and what its client half would cost, without loading its weights.
+
+    Family, tower, tokens and widths at the cut, sizes, the client graph's GFLOP and memory for a picture, and
+    bytes a picture at 1 to 8 bits. Names and shapes of all tensors are checked.
+    """
+    with Progress().stage("starting PyTorch"):
+        looked = _needing_extra("qtl_export.inspecting")
+    found = looked.inspect(shipped.digits() if checkpoint is None else checkpoint, quantizer)
+    click.echo(found.as_json() if as_json else found.as_text())
+    return 0
+
+
 def main(args: list[str] | None = None) -> int:
     """Entry point of ``qtl-export``; returns the exit code."""
     with _stoppable():
@@ -143,23 +188,29 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _export(config: ExportConfig, as_json: bool) -> int:
-    from qtl_export.progress import Progress
-
     progress = Progress()
-    # Imported here: --help should not wait for PyTorch.
     with progress.stage("starting PyTorch"):
-        try:
-            from qtl_export.exporter import export
-        except ModuleNotFoundError as error:
-            missing = (error.name or "").partition(".")[0]
-            if missing not in _EXTRA:
-                raise
-            raise MissingExtra.of("export", missing) from error
-    exported = export(config, progress)
+        exporter = _needing_extra("qtl_export.exporter")
+    exported = exporter.export(config, progress)
     if not exported.validation["passed"] and exported.validation["pictures"]:
         click.echo("warning: validation failed, and the bundle was put in place by --force", err=True)
     click.echo(exported.as_json() if as_json else exported.as_text())
     return 0
+
+
+def _needing_extra(module: str) -> Any:
+    """Imports what needs PyTorch: --help should not wait for that.
+
+    Raises:
+        MissingExtra: a module of the extra is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRA:
+            raise
+        raise MissingExtra.of("export", missing) from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from edge_runtime.encoder import CPU, Encoder
 from edge_runtime.text import TextEncoder
 from qtl_core import codes as packing
 from qtl_core.bundle import HalfName, open_half
-from qtl_core.errors import BundleError
+from qtl_core.errors import BundleError, CheckpointError
 from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint
 from qtl_core.nn.client_partition import ClientPartition
 from qtl_core.nn.server_partition import ServerPartition, write_server_half
@@ -62,6 +62,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
     check_target(target)
     with progress.stage("loading the checkpoint"):
         checkpoint = load_checkpoint(config.checkpoint, quantizer=config.quantizer)
+    need_quantizer(checkpoint, config)
     chosen = choose_levels(checkpoint, config.pictures, progress) if config.auto else None
     levels = checkpoint.settings.vision.levels if config.levels is None else config.levels
     if chosen is not None:
@@ -101,6 +102,19 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
     )
 
 
+def need_quantizer(checkpoint: Checkpoint, config: ExportConfig) -> None:
+    """Refuses codes of a checkpoint that cannot make any; what fits quantizers to pictures goes before this.
+
+    Raises:
+        CheckpointError: codes are asked for, and the checkpoint has no quantizer for them.
+    """
+    if config.levels != 0 and not checkpoint.model.quantized:
+        raise CheckpointError(
+            f"checkpoint {config.checkpoint} ({checkpoint.family}) has no quantizer, and so no codes to "
+            "export: export its features unquantized with --bits 16, or give it a quantizer first"
+        )
+
+
 def pictures_to_validate(agreement: Agreement) -> int:
     """How many pictures validation takes by itself: a million codes' worth, but no more than take seconds."""
     codes = agreement.cut.tokens * agreement.cut.code_dim
@@ -127,7 +141,8 @@ def _validate(
     cut = agreement.cut
     model = checkpoint.model
     # The checkpoint's own quantizer, not the settled one the graph was made of: that is checked here too.
-    part = ClientPartition(model.vision, model.vision_quantizer, cut.levels or None).eval()
+    quantizer = model.vision_quantizer if cut.quantized else None
+    part = ClientPartition(model.vision, quantizer, cut.levels or None).eval()
     compared = compare(part, Encoder(client), given.pictures, cut, progress)
     language = (
         Language(TextEncoder(client), checkpoint, agreement.text) if agreement.text.mode == "codes" else None

@@ -51,9 +51,7 @@ def export_graph(
         CheckpointError: PyTorch cannot export this model.
     """
     quantizer = settled(checkpoint.model.vision_quantizer, levels) if levels else None
-    part = ClientPartition(
-        checkpoint.model.vision, quantizer or checkpoint.model.vision_quantizer, levels or None
-    )
+    part = ClientPartition(checkpoint.model.vision, quantizer, levels or None)
     model = trace(part.eval(), example(checkpoint.picture), INPUT, OUTPUT)
     return save(model, folder, largest=largest)
 

@@ -104,7 +104,6 @@ def write_golden(folder: Path, pictures: Pixels, payloads: list[bytes]) -> None:
 
 
 def _cut(checkpoint: Checkpoint, levels: int) -> Cut:
-    quantizer = checkpoint.model.vision_quantizer
     with torch.inference_mode():
         features = checkpoint.model.vision(example(checkpoint.picture)[:1])
     picture_tokens, width = features.shape[1:]
@@ -120,6 +119,7 @@ def _cut(checkpoint: Checkpoint, levels: int) -> Cut:
             codec="float16",
             payload_bytes=2 * picture_tokens * width,
         )
+    quantizer = checkpoint.model.vision_quantizer
     tokens = picture_tokens // quantizer.merge**2
     return Cut(
         tokens=tokens,

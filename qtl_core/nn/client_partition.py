@@ -16,12 +16,17 @@ class ClientPartition(nn.Module):
 
     Args:
         vision: tower and connector.
-        quantizer: the vision quantizer.
+        quantizer: the vision quantizer; may be None where ``levels`` is.
         levels: L; None sends unquantized features in half precision.
+
+    Raises:
+        ValueError: levels without a quantizer.
     """
 
-    def __init__(self, vision: VisionEncoder, quantizer: Quantizer, levels: int | None) -> None:
+    def __init__(self, vision: VisionEncoder, quantizer: Quantizer | None, levels: int | None) -> None:
         super().__init__()
+        if levels is not None and quantizer is None:
+            raise ValueError(f"{levels} levels need a quantizer")
         self.vision = vision
         self.quantizer = quantizer if levels is not None else None
         self.levels = levels

@@ -88,12 +88,28 @@ class PictureDecoder(nn.Module):
         mask = mask.masked_fill(~allowed, torch.finfo(embeddings.dtype).min)[:, None]
         out = self.language_model.base_model(
             inputs_embeds=embeddings,
-            attention_mask=mask,
+            attention_mask=self._masks(mask),
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
         )
         return out.last_hidden_state, out.past_key_values if cache is not None else None
+
+    def _masks(self, mask: Tensor) -> Tensor | dict[str, Tensor]:
+        """The additive mask [batch, 1, n, seen + n] as the model's layers want it.
+
+        Layers that look back over a window only get a mask of their own.
+        """
+        config = self.language_model.config
+        kinds = getattr(config, "layer_types", None) or ()
+        window = getattr(config, "sliding_window", None)
+        if window is None or (kinds and "sliding_attention" not in kinds):
+            return mask
+        n, seen_and_n = mask.shape[-2:]
+        key = torch.arange(seen_and_n, device=mask.device)
+        far = key <= key[seen_and_n - n :, None] - window
+        near = mask.masked_fill(far, torch.finfo(mask.dtype).min)
+        return {"full_attention": mask, "sliding_attention": near} if kinds else near
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the vocabulary, [..., vocabulary]."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qtl_core.errors import CheckpointError
 from qtl_core.nn.decoder import PictureDecoder
 from qtl_core.nn.quantizer import Quantizer
 
@@ -18,14 +20,22 @@ class TowerSettings:
 
     Attributes:
         mean, std: per-channel normalisation of values in 0..1.
-        feature_layer: which hidden state of the tower the connector reads.
+        feature_layer: which hidden state of the tower the connector reads; of several, side by side.
         feature_select: "full", or "default" to drop the first token (a class token).
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    feature_layer: int
+    feature_layer: int | tuple[int, ...]
     feature_select: str
+
+
+_MISSING = {
+    "vision_quantizer": "this checkpoint has no vision quantizer, and codes need one: export it unquantized "
+    "with --bits 16, or give it a quantizer first",
+    "language_quantizer": "this checkpoint has no language quantizer, and questions as codes need one: "
+    "let questions cross as text (--text plain)",
+}
 
 
 class VisionEncoder(nn.Module):
@@ -50,7 +60,10 @@ class VisionEncoder(nn.Module):
         """Hidden states the connector reads, [batch, tokens, tower width], of uint8 [batch, h, w, 3]."""
         pixels = (picture.permute(0, 3, 1, 2).to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         states = self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states
-        chosen: Tensor = states[self.settings.feature_layer]
+        layer = self.settings.feature_layer
+        chosen: Tensor = (
+            states[layer] if isinstance(layer, int) else torch.cat([states[one] for one in layer], dim=-1)
+        )
         return chosen[:, 1:] if self.settings.feature_select == "default" else chosen
 
     def forward(self, picture: Tensor) -> Tensor:
@@ -64,23 +77,41 @@ class SplitModel(nn.Module):
 
     Args:
         vision: tower and connector (the device's).
-        vision_quantizer: at the cut, for picture features.
+        vision_quantizer: at the cut, for picture features; None where the checkpoint has none (yet).
         decoder: the language model (the server's).
-        language_quantizer: at the cut, for question embeddings (``text = "codes"``).
+        language_quantizer: at the cut, for question embeddings (``text = "codes"``); None likewise.
+
+    Asking for a quantizer that is not there raises ``CheckpointError``; setting one makes it there.
     """
+
+    vision_quantizer: Quantizer
+    language_quantizer: Quantizer
 
     def __init__(
         self,
         vision: VisionEncoder,
-        vision_quantizer: Quantizer,
+        vision_quantizer: Quantizer | None,
         decoder: PictureDecoder,
-        language_quantizer: Quantizer,
+        language_quantizer: Quantizer | None,
     ) -> None:
         super().__init__()
         self.vision = vision
-        self.vision_quantizer = vision_quantizer
+        if vision_quantizer is not None:
+            self.vision_quantizer = vision_quantizer
         self.decoder = decoder
-        self.language_quantizer = language_quantizer
+        if language_quantizer is not None:
+            self.language_quantizer = language_quantizer
+
+    @property
+    def quantized(self) -> bool:
+        """Whether there is a vision quantizer."""
+        return "vision_quantizer" in self._modules
+
+    def __getattr__(self, name: str) -> Any:
+        # What nn.Module asks where a name is no plain attribute, so for every submodule.
+        if name in _MISSING and name not in self._modules:
+            raise CheckpointError(_MISSING[name])
+        return super().__getattr__(name)
 
     def cross(self, features: Tensor, levels: int | None) -> tuple[Tensor, Tensor]:
         """What the server sees of picture features at ``levels`` (None: unquantized), and the distortion."""

@@ -24,6 +24,7 @@ from qtl_core.bundle import Cut, Manifest, Template, Text
 from qtl_core.errors import BundleError
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.nn.decoder import PictureDecoder
+from qtl_core.nn.prompt_tokens import PromptStyle, PromptTokens
 from qtl_core.nn.quantizer import Dequantizer
 
 CONFIG_FILE = "config.json"
@@ -41,6 +42,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         picture_places: whether there are place vectors.
         end_tokens: ids that end an answer.
         max_answer_tokens: where an answer is cut off unless the client asks for less.
+        prompt: how prompts become tokens.
     """
 
     language_model: dict[str, Any]
@@ -48,6 +50,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     picture_places: bool
     end_tokens: tuple[int, ...]
     max_answer_tokens: int
+    prompt: PromptStyle = PromptStyle()
 
 
 class ServerPartition(nn.Module):
@@ -80,9 +83,7 @@ class ServerPartition(nn.Module):
             Dequantizer(text.width, text.code_dim, text.levels) if text.mode == "codes" else None
         )
         self._tokenizer = tokenizer
-        # Text that looks like a special token must not become one: it is somebody's question.
-        self._question_tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        self._question_tokenizer.encode_special_tokens = True
+        self._prompts = PromptTokens(tokenizer, template, config.prompt)
 
     @classmethod
     def load(
@@ -112,7 +113,7 @@ class ServerPartition(nn.Module):
 
     def question_tokens(self, question: str) -> int:
         """How many tokens a question has."""
-        return len(self._question_tokenizer.encode(question, add_special_tokens=False).ids)
+        return len(self._prompts.question(question))
 
     @torch.inference_mode()
     def restore(self, vision: npt.NDArray[Any]) -> Tensor:
@@ -165,7 +166,7 @@ class ServerPartition(nn.Module):
         """The likeliest next token, again and again."""
         embeddings, picture = self._prompt(vision, question, text_codes)
         n = embeddings.shape[1]
-        before = len(self._ids(self.template.before_image))
+        before = len(self._prompts.before())
         parts = before, picture, n - before - picture
         allowed = self.decoder.prompt_mask(*parts, self.device)[None]
         positions = self.decoder.prompt_positions(*parts, self.device)[None]
@@ -186,23 +187,17 @@ class ServerPartition(nn.Module):
         if text_codes is not None:
             if self.language_dequantizer is None:
                 raise ValueError("this server half takes questions as plain text, not as codes")
-            asked = self.language_dequantizer(
-                torch.from_numpy(np.ascontiguousarray(text_codes))[None].to(self.device)
-            )
+            asked = [
+                self._embed(self._prompts.piece(self.template.between)),
+                self.language_dequantizer(
+                    torch.from_numpy(np.ascontiguousarray(text_codes))[None].to(self.device)
+                ),
+                self._embed(self._prompts.piece(self.template.after_question)),
+            ]
         else:
-            encoded = self._question_tokenizer.encode(question, add_special_tokens=False)
-            asked = self._embed(encoded.ids)
-        pieces = [
-            self._embed(self._ids(self.template.before_image)),
-            features,
-            self._embed(self._ids(self.template.between)),
-            asked,
-            self._embed(self._ids(self.template.after_question)),
-        ]
+            asked = [self._embed(self._prompts.after(question))]
+        pieces = [self._embed(self._prompts.before()), features, *asked]
         return torch.cat(pieces, dim=1), features.shape[1]
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _embed(self, ids: list[int]) -> Tensor:
         return self.decoder.embed(torch.tensor([ids], dtype=torch.int64, device=self.device))
@@ -243,13 +238,13 @@ def write_server_half(folder: str | Path, checkpoint: Checkpoint, cut: Cut, text
     if text.mode == "codes":
         weights |= _out_proj("language_dequantizer", model.language_quantizer.out_proj)
     (path / WEIGHTS_FILE).write_bytes(save({k: v.detach().contiguous() for k, v in weights.items()}))
-    end = decoder.language_model.config.eos_token_id
     config = ServerConfig(
         language_model=_plain_config(decoder),
         picture_attention=decoder.picture_attention,
         picture_places=decoder.picture_places is not None,
-        end_tokens=tuple(end) if isinstance(end, list | tuple) else (int(end),),
+        end_tokens=checkpoint.end_tokens,
         max_answer_tokens=checkpoint.settings.max_answer_tokens,
+        prompt=checkpoint.prompt,
     )
     (path / CONFIG_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
     # Not its own save(): that raises a bare Exception where the disk is full.

@@ -257,7 +257,7 @@ def test_a_graph_that_the_manifest_does_not_list(tmp_path: Path) -> None:
         ("cut", {"merge": 0}),
         ("picture", {"height": 0}),
         ("picture", {"resample": "nearest"}),
-        ("picture", {"fit": "crop"}),
+        ("picture", {"fit": "stretch"}),
         ("picture", {"pad_colour": [0, 0, 256]}),
         ("picture", {"pad_colour": [0, 0]}),
         ("text", {"mode": "other"}),

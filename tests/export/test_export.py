@@ -140,7 +140,7 @@ def test_text_codes(levels: int, exported: Export, checkpoint: Path) -> None:
     # Special tokens in a question are text on both sides, so the counts agree.
     assert coded.tokens == part.question_tokens(question)
     loaded = load_checkpoint(checkpoint)
-    ids = part._question_tokenizer.encode(question, add_special_tokens=False).ids
+    ids = part._prompts.question(question)
     import torch
 
     expected = loaded.model.language_quantizer.encode(

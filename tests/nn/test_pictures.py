@@ -1,0 +1,81 @@
+"""Image processors as our own preparation: transformers' pixels, and what is not supported is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+
+from edge_runtime.picture import prepare
+from qtl_core.errors import CheckpointError
+from qtl_core.nn.pictures import picture_of, usual_processor
+
+PROCESSORS: dict[str, Any] = {
+    "clip_vision_model": CLIPImageProcessorPil,
+    "siglip_vision_model": SiglipImageProcessorPil,
+}
+
+
+def scene(width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng(width * height)
+    small = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("size", [(56, 56), (200, 90), (91, 203), (57, 56), (33, 140), (640, 479)])
+@pytest.mark.parametrize("tower", PROCESSORS)
+def test_pixels_are_those_of_transformers(tower: str, size: tuple[int, int]) -> None:
+    processor = usual_processor({"model_type": tower, "image_size": 56})
+    picture, mean, std = picture_of(processor)
+    pixels = PROCESSORS[tower](**processor)(scene(*size), return_tensors="np")["pixel_values"][0]
+    theirs = np.rint((pixels.transpose(1, 2, 0) * std + mean) * 255)
+    ours = prepare(scene(*size), picture)
+    assert ours.shape == (56, 56, 3)
+    assert (ours == theirs).all()
+
+
+def test_a_crop_larger_than_the_picture_is_enlarged_first() -> None:
+    picture, _, _ = picture_of(usual_processor({"model_type": "clip_vision_model", "image_size": 56}))
+    assert picture.fit == "crop"
+    # White margins left and right of a wide picture are cut off.
+    wide = np.zeros((10, 30, 3), dtype=np.uint8)
+    wide[:, :10] = wide[:, 20:] = 255
+    assert prepare(wide, picture)[28, 8:48].max() < 20
+
+
+def test_newer_and_older_spellings() -> None:
+    older = {"size": 56, "crop_size": 56, "do_center_crop": True, "resample": 3}
+    picture, mean, std = picture_of({**older, "do_normalize": False})
+    assert (picture.width, picture.height, picture.fit) == (56, 56, "crop")
+    assert (mean, std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    half = {"image_mean": [0.4814, 0.4578, 0.4082], "image_std": [0.5, 0.5, 0.5]}
+    padded, _, _ = picture_of({**older, **half, "do_pad": True})
+    assert padded.fit == "pad" and padded.pad_colour == (123, 117, 104)
+    assert picture_of({**older, **half}, "pad", floor_pad=True)[0].pad_colour == (122, 116, 104)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"size": {}}, "'height' is missing"),
+        ({"size": {"shortest_edge": 64}}, "shorter side of 64"),
+        ({"do_center_crop": False}, "shorter side of 56"),
+        ({"size": {"height": 60, "width": 60}}, "crop"),
+        ({"resample": 0}, "0 is missing or unknown"),
+        ({"rescale_factor": 0.5}, "divided by 255"),
+        ({"do_rescale": False}, "divided by 255"),
+        ({"image_mean": [0.5]}, "is missing or unknown"),
+    ],
+)
+def test_what_is_not_supported_is_said(change: dict[str, Any], named: str) -> None:
+    processor = {**usual_processor({"model_type": "clip_vision_model", "image_size": 56}), **change}
+    with pytest.raises(CheckpointError, match=named):
+        picture_of(processor)
+
+
+def test_an_unknown_tower_without_a_processor_is_named() -> None:
+    with pytest.raises(CheckpointError, match=r"no preprocessor_config\.json.*'resnet'"):
+        usual_processor({"model_type": "resnet"})
