@@ -144,9 +144,7 @@ def stored(half: Half, *, onnxruntime: str, machine: str) -> Stored:
     if shas.get(choice.variant) != choice.sha256:
         return Stored(why_not=f"the bundle's graph {choice.variant} is another one now; {_AGAIN}")
     if choice.onnxruntime != onnxruntime:
-        return Stored(
-            why_not=f"onnxruntime was {choice.onnxruntime} then and is {onnxruntime} now; {_AGAIN}"
-        )
+        return Stored(why_not=f"onnxruntime was {choice.onnxruntime} then and is {onnxruntime} now; {_AGAIN}")
     if choice.machine != machine:
         return Stored(why_not=f"it was measured on another machine ({choice.machine}); {_AGAIN}")
     return Stored(choice=choice)

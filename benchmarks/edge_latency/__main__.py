@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -98,7 +98,7 @@ def cli(geometry: str, threads: int | None, rounds: int | None, quick: bool, jso
         json_file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
-def ways(built: Built, threads: int) -> dict[str, Callable[[int], object]]:
+def ways(built: Built, threads: int) -> dict[str, Callable[[int], Any]]:
     """What is timed, each as a function of the number of the picture."""
     torch.set_num_threads(threads)
     tower, graph = _session(built.tower, threads), _session(built.half.file("client.onnx"), threads)
@@ -132,7 +132,7 @@ def ways(built: Built, threads: int) -> dict[str, Callable[[int], object]]:
 
 
 def in_turns(
-    todo: dict[str, Callable[[int], object]],
+    todo: Mapping[str, Callable[[int], object]],
     pictures: int,
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
