@@ -20,6 +20,8 @@ from benchmarks.rate_accuracy.store import read_json
 from qtl_core.nn.checkpoint import load_checkpoint
 from qtl_training.rivals.methods import Knob, Variant, at_rates, described
 
+_NEAR = 5.0  # points
+
 
 class Study:
     """Runs what is missing and collects what is there.
@@ -116,7 +118,8 @@ class Study:
 def choose(
     variants: Sequence[Variant], results: Sequence[dict[str, Any]]
 ) -> list[tuple[Variant, tuple[Knob, ...]]]:
-    """Which knobs of which variants are reported: those no other of the family beats in bytes and accuracy.
+    """Which knobs of which variants are reported: those no other of the family beats in bytes and accuracy,
+    and that come within ``_NEAR`` points of the family's most accurate one.
 
     Before that each variant keeps the learning rate with the best mean accuracy over its knobs. Ours and
     the shipped quantizers are named beforehand, so all their knobs stay. Pictures are compared by their
@@ -131,11 +134,12 @@ def choose(
         if _mean(result) == at_best[variant.label]
     ]
     rows = [row for _, result in pairs for row in result["rows"]]
-    best = [
-        row["row"]
-        for row in rows
-        if not any(_beats(other, row) for other in rows if other["family"] == row["family"])
-    ]
+    best = []
+    for row in rows:
+        family = [other for other in rows if other["family"] == row["family"]]
+        far = max(other["accuracy"]["macro"] for other in family) - _NEAR > row["accuracy"]["macro"]
+        if not far and not any(_beats(other, row) for other in family):
+            best.append(row["row"])
     chosen = []
     for variant, result in pairs:
         named = variant.kind in ("ours", "shipped")
