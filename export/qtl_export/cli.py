@@ -34,6 +34,7 @@ Examples:
   qtl-export --levels 5 CHECKPOINT -o small
   qtl-export --bits auto --pictures DIR    levels from the entropy of these pictures' features
   qtl-export --quantizer tiny -o tiny      the shipped checkpoint's smallest codes
+  qtl-export --bits 2 --calibrate DIR MY   a quantizer for a checkpoint that has none, from pictures
   qtl-export --bits 16 -o baseline         unquantized features, the yardstick
   qtl-export inspect CHECKPOINT            what it is, and what its client half would cost
   qtl-export --bits 2 --validate 3500      compare a million codes of the shipped model
@@ -114,7 +115,21 @@ def cli() -> None:
     "--pictures",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Validate and calibrate on these pictures.  [default: the checkpoint's held-out ones]",
+    help="Validate on these pictures, and measure the entropy coder's tables on them.  [default: the "
+    "checkpoint's held-out ones, or those of --calibrate]",
+)
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Fit a quantizer to these pictures, a few hundred at best, in place of the checkpoint's own or "
+    "where it has none.",
+)
+@click.option(
+    "--code-dim",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Codes a token of the quantizer that --calibrate fits.  [default: the features' width]",
 )
 @click.option(
     "--validate",
@@ -132,6 +147,8 @@ def export(
     output: Path | None,
     text: str,
     pictures: Path | None,
+    calibrate: Path | None,
+    code_dim: int | None,
     validate: int | None,
     force: bool,
     as_json: bool,
@@ -141,6 +158,10 @@ def export(
         raise click.UsageError("give either --bits (1 to 8, 16 or auto) or --levels (2 to 256)")
     if bits == str(UNQUANTIZED_BITS) and quantizer:
         raise click.UsageError("--bits 16 is the unquantized model; it goes with no --quantizer")
+    if calibrate is not None and (bits == str(UNQUANTIZED_BITS) or quantizer):
+        raise click.UsageError("--calibrate fits a quantizer; it goes with neither --bits 16 nor --quantizer")
+    if calibrate is None and code_dim is not None:
+        raise click.UsageError("--code-dim goes with --calibrate; a quantizer that is there has its own")
     defaults = []
     if checkpoint is None:
         checkpoint = shipped.digits()
@@ -158,6 +179,8 @@ def export(
         quantizer=quantizer,
         text="codes" if text == "codes" else "plain",
         pictures=pictures,
+        calibrate=calibrate,
+        code_dim=code_dim,
         validate=validate,
         force=force,
     )

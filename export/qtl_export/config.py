@@ -28,8 +28,10 @@ class ExportConfig:
         output: the bundle's folder; a bundle that is there is replaced, nothing else is.
         quantizer: which of the checkpoint's further vision quantizers to export; "" for its own.
         text: "plain" sends questions as text, "codes" as quantized embeddings.
-        pictures: a folder of pictures to validate and calibrate on; None takes the checkpoint's held-out
-            ones.
+        pictures: a folder of pictures to validate and to measure the entropy coder's tables on; None takes
+            the checkpoint's held-out ones, and ``calibrate``'s for the tables and where it has none.
+        calibrate: a folder of pictures to fit a quantizer to, in place of the checkpoint's own.
+        code_dim: codes a token of a quantizer that is fitted; None for the features' width.
         validate: how many pictures to validate on; None chooses, 0 does not validate.
         force: put the bundle in place although validation found it over the bounds.
 
@@ -45,6 +47,8 @@ class ExportConfig:
     quantizer: str = ""
     text: Literal["plain", "codes"] = "plain"
     pictures: Path | None = None
+    calibrate: Path | None = None
+    code_dim: int | None = None
     validate: int | None = None
     force: bool = False
 
@@ -53,6 +57,12 @@ class ExportConfig:
             bits_of(self.levels)
         if self.auto and self.levels is not None:
             raise InputError(f"levels cannot be {self.levels} and chosen automatically; give one of the two")
+        if self.calibrate is not None and (self.levels == 0 or self.quantizer):
+            raise InputError("a quantizer is fitted in place of every other; give levels, and name no other")
+        if self.calibrate is None and self.code_dim is not None:
+            raise InputError(
+                "the number of codes a token is free only where a quantizer is fitted to pictures"
+            )
         if self.validate is not None and self.validate < 0:
             raise InputError(f"cannot validate on {self.validate} pictures; give 0 (do not) or more")
 

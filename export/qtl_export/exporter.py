@@ -29,6 +29,7 @@ from qtl_export.graph import GRAPH, export_graph
 from qtl_export.halves import Agreement, versions, write_golden
 from qtl_export.language import write_language
 from qtl_export.place import beside, check_target, put
+from qtl_export.post_training import PostTraining
 from qtl_export.progress import Progress
 from qtl_export.report import Exported
 from qtl_export.validation import Compared, compare
@@ -62,17 +63,27 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
     check_target(target)
     with progress.stage("loading the checkpoint"):
         checkpoint = load_checkpoint(config.checkpoint, quantizer=config.quantizer)
+    post = fitted = None
+    pictures = config.pictures
+    if config.calibrate is not None:
+        pictures = config.calibrate if pictures is None else pictures
+        post = PostTraining(checkpoint, config.calibrate, config.code_dim, progress)
+        checkpoint, fitted = post.fitted(config.levels or checkpoint.settings.vision.levels)
     need_quantizer(checkpoint, config)
-    chosen = choose_levels(checkpoint, config.pictures, progress) if config.auto else None
+    chosen = choose_levels(checkpoint, pictures, progress) if config.auto else None
     levels = checkpoint.settings.vision.levels if config.levels is None else config.levels
     if chosen is not None:
         levels = chosen.levels
+        if post is not None:
+            checkpoint, fitted = post.fitted(levels)
     agreement = Agreement.of(checkpoint, levels, config.text)
-    calibrated = calibrate(checkpoint, agreement.cut, config.pictures, progress)
+    calibrated = calibrate(checkpoint, agreement.cut, pictures, progress)
     agreement = dataclasses.replace(agreement, tables=calibrated.tables)
     n = pictures_to_validate(agreement) if config.validate is None else config.validate
     # Before the long part: a wrong folder should not cost minutes to find out.
-    validate_on = held_out.gather(config.checkpoint, config.pictures, checkpoint.picture, n) if n else None
+    known = config.pictures is None and (config.checkpoint / held_out.FILE).is_file()
+    folder = None if known else pictures
+    validate_on = held_out.gather(config.checkpoint, folder, checkpoint.picture, n) if n else None
     with beside(target) as work:
         with progress.stage("exporting the client partition to ONNX"):
             (work / "client").mkdir()
@@ -98,12 +109,20 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         sizes["graph"] = (work / "client" / GRAPH).stat().st_size
         put(work, target)
     return Exported(
-        config.output, fingerprint, agreement.model, agreement.cut, config.text, sizes, validation, chosen
+        config.output,
+        fingerprint,
+        agreement.model,
+        agreement.cut,
+        config.text,
+        sizes,
+        validation,
+        chosen,
+        fitted,
     )
 
 
 def need_quantizer(checkpoint: Checkpoint, config: ExportConfig) -> None:
-    """Refuses codes of a checkpoint that cannot make any; what fits quantizers to pictures goes before this.
+    """Refuses codes of a checkpoint that cannot make any, where no quantizer was fitted to pictures.
 
     Raises:
         CheckpointError: codes are asked for, and the checkpoint has no quantizer for them.
@@ -111,7 +130,8 @@ def need_quantizer(checkpoint: Checkpoint, config: ExportConfig) -> None:
     if config.levels != 0 and not checkpoint.model.quantized:
         raise CheckpointError(
             f"checkpoint {config.checkpoint} ({checkpoint.family}) has no quantizer, and so no codes to "
-            "export: export its features unquantized with --bits 16, or give it a quantizer first"
+            "export: fit one to a few hundred pictures with --calibrate DIR, or export its features "
+            "unquantized with --bits 16"
         )
 
 

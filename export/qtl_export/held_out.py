@@ -103,25 +103,30 @@ def originals(
     return None if real is None else (real[0], real[2])
 
 
+def pictures_in(folder: Path, spec: bundle.Picture, n: int) -> Pixels:
+    """The first ``n`` pictures of a folder by name, or all it has, uint8 [n, h, w, 3].
+
+    Raises:
+        PictureError: ``folder`` holds no picture, or a broken one.
+    """
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise PictureError(f"cannot read the folder {folder}: {error.strerror}") from error
+    if not found:
+        raise PictureError(f"there is no picture ({', '.join(SUFFIXES)}) in {folder}")
+    return np.stack([picture.prepare(path, spec) for path in found[:n]])
+
+
 def _real(
     checkpoint: Path, folder: Path | None, spec: bundle.Picture, n: int
 ) -> tuple[Pixels, Sequence[Question], str] | None:
     if folder is not None:
-        return _from_folder(folder, spec, n), (), "pictures of the user"
+        return pictures_in(folder, spec, n), (), "pictures of the user"
     if (checkpoint / FILE).is_file():
         found, questions = _from_checkpoint(checkpoint / FILE, spec)
         return found[:n], questions, f"{FILE} of the checkpoint"
     return None
-
-
-def _from_folder(folder: Path, spec: bundle.Picture, n: int) -> Pixels:
-    try:
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    except OSError as error:
-        raise PictureError(f"cannot read the folder {folder}: {error.strerror}; check --pictures") from error
-    if not found:
-        raise PictureError(f"there is no picture ({', '.join(SUFFIXES)}) in {folder}; check --pictures")
-    return np.stack([picture.prepare(path, spec) for path in found[:n]])
 
 
 def _from_checkpoint(path: Path, spec: bundle.Picture) -> tuple[Pixels, list[Question]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from qtl_core.bundle import Cut
 from qtl_export.auto_levels import AutoLevels
+from qtl_export.post_training import Fitted
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Exported:
         sizes: bytes of each half and of the graph.
         validation: what both manifests say.
         auto: why the cut has the levels it has, where ``--bits auto`` chose them.
+        fitted: what the quantizer came to that was fitted to pictures.
     """
 
     bundle: Path
@@ -34,6 +36,7 @@ class Exported:
     sizes: dict[str, int]
     validation: dict[str, Any]
     auto: AutoLevels | None = None
+    fitted: Fitted | None = None
 
     def as_json(self) -> str:
         """One line of JSON."""
@@ -52,6 +55,7 @@ class Exported:
                 "sizes": self.sizes,
                 "validation": self.validation,
                 "auto": None if self.auto is None else self.auto.as_json(),
+                "fitted": None if self.fitted is None else self.fitted.as_json(),
             }
         )
 
@@ -70,6 +74,8 @@ class Exported:
             lines.append(f"  packed codes only, no entropy coder: {entropy['why']}")
         elif cut.quantized:
             lines.append(f"  entropy coder: {entropy['classes']} classes, tables from {entropy['tables']}")
+        if self.fitted is not None:
+            lines.append(f"  {self.fitted.as_text()}")
         if self.auto is not None:
             lines.insert(0, self.auto.as_text())
         if not self.validation["pictures"]:

@@ -31,8 +31,8 @@ class TowerSettings:
 
 
 _MISSING = {
-    "vision_quantizer": "this checkpoint has no vision quantizer, and codes need one: export it unquantized "
-    "with --bits 16, or give it a quantizer first",
+    "vision_quantizer": "this checkpoint has no vision quantizer, and codes need one: fit one to pictures "
+    "with qtl-export --calibrate DIR, or export it unquantized with --bits 16",
     "language_quantizer": "this checkpoint has no language quantizer, and questions as codes need one: "
     "let questions cross as text (--text plain)",
 }
