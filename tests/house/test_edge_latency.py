@@ -18,7 +18,7 @@ from edge_runtime.encoder import Encoder
 from edge_runtime.golden import golden_of
 from edge_runtime.variants import variants
 
-SMALL = Geometry(side=32, patch=16, hidden=32, layers=2, heads=2, mlp=64, width=32)
+SMALL = Geometry(side=64, patch=16, hidden=32, layers=2, heads=2, mlp=64, width=32)
 
 
 def test_turns_and_ratios() -> None:
