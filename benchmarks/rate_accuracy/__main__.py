@@ -52,8 +52,8 @@ Examples:
 )
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Seeds 1 to N.  [default: 3]")
 @click.option(
-    "--picture-seeds", type=click.IntRange(min=1), metavar="N",
-    help="Of them for pictures, whose fine-tunes take longest.  [default: all]",
+    "--rival-seeds", type=click.IntRange(min=1), metavar="N",
+    help="How many of them rivals get; the first alone takes a third of the time.  [default: all]",
 )  # fmt: skip
 @click.option(
     "--steps", type=click.IntRange(min=1), metavar="N", help="Of every fine-tune.  [default: our recipe's]"
@@ -82,7 +82,7 @@ def cli(
     quick: bool,
     methods: str,
     seeds: int | None,
-    picture_seeds: int | None,
+    rival_seeds: int | None,
     steps: int | None,
     start: Path | None,
     work: Path,
@@ -128,7 +128,7 @@ def cli(
         progress=sys.stderr.isatty(),
     )
     rates = RATES[:1] if quick else RATES
-    study = Study(frame, variants, rates, seed_list, picture_seeds or len(seed_list), jobs, threads)
+    study = Study(frame, variants, rates, seed_list, rival_seeds or len(seed_list), jobs, threads)
     validation, test = study.run()
     rows = collected(study.variants, validation, test)
     result: dict[str, Any] = {

@@ -31,7 +31,7 @@ class Study:
         variants: what is compared.
         rates: learning rates to choose from for each of them that has none of its own.
         seeds: of the fine-tunes; the first one's are what settings are chosen by.
-        picture_seeds: how many of them pictures get, whose fine-tunes take longest.
+        rival_seeds: how many of them rivals and pictures get; the others are ours.
         workers: processes; 1 works in this one.
         threads: that each of them computes with.
     """
@@ -42,7 +42,7 @@ class Study:
         variants: Sequence[Variant],
         rates: Sequence[float],
         seeds: Sequence[int],
-        picture_seeds: int,
+        rival_seeds: int,
         workers: int,
         threads: int,
     ) -> None:
@@ -52,7 +52,7 @@ class Study:
         ]
         self._tried = [tried for variant in self.variants for tried in at_rates(variant, rates)]
         self._frame, self._seeds, self._workers, self._threads = frame, seeds, workers, threads
-        self._picture_seeds = picture_seeds
+        self._rival_seeds = rival_seeds
 
     def run(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Results (as the jobs wrote them) of the validation and of the test split."""
@@ -79,7 +79,7 @@ class Study:
 
     def _seeds_of(self, variant: Variant) -> int:
         """How many of the seeds a variant is trained with."""
-        return {"shipped": 1, "picture": self._picture_seeds}.get(variant.kind, len(self._seeds))
+        return {"shipped": 1, "ours": len(self._seeds)}.get(variant.kind, self._rival_seeds)
 
     def _measure(self, jobs: Sequence[Measure], pool: Executor | None) -> None:
         """Measures, after what has to be there first: coded pictures and trained models."""
