@@ -112,9 +112,11 @@ def pictures_in(folder: Path, spec: bundle.Picture, n: int) -> Pixels:
     try:
         found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     except OSError as error:
-        raise PictureError(f"cannot read the folder {folder}: {error.strerror}") from error
+        raise PictureError(f"cannot read the folder {folder}: {error.strerror}; name another") from error
     if not found:
-        raise PictureError(f"there is no picture ({', '.join(SUFFIXES)}) in {folder}")
+        raise PictureError(
+            f"there is no picture ({', '.join(SUFFIXES)}) in {folder}; name a folder with some"
+        )
     return np.stack([picture.prepare(path, spec) for path in found[:n]])
 
 

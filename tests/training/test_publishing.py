@@ -102,6 +102,21 @@ def test_the_best_of_the_candidates_is_published_by_name(
     assert result["quantizer"] == "few" and result["table"][0]["levels"] == 3
 
 
+@pytest.mark.usefixtures("few_questions")
+def test_a_run_s_checkpoint_takes_a_quantizer_without_a_model_card(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "target"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "card.json").unlink(missing_ok=True)
+    (folder / "README.md").unlink(missing_ok=True)
+    monkeypatch.setattr(publishing, "add_tables", partial(tables.add_tables, scenes=40))
+    publish_quantizer([run(tmp_path, folder)], folder, "few", progress=False)
+    assert load_checkpoint(folder).quantizers == ("few",)
+    assert (folder / "quantizers" / "few" / "card.json").is_file()
+    assert not (folder / "README.md").exists()
+
+
 def test_a_quantizer_for_other_weights_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     other = run(tmp_path, tiny_folder, '["decoder", "vision_quantizer"]')
     with pytest.raises(CheckpointError, match=r"was trained for other weights .* \(decoder"):
