@@ -59,6 +59,10 @@ Examples:
     "--steps", type=click.IntRange(min=1), metavar="N", help="Of every fine-tune.  [default: our recipe's]"
 )
 @click.option(
+    "--grid-steps", type=click.IntRange(min=1), metavar="N",
+    help="Of the fine-tunes that settings are chosen by, where they are to be shorter.  [default: --steps]",
+)  # fmt: skip
+@click.option(
     "--start", type=click.Path(path_type=Path), metavar="DIR", help="The checkpoint.  [default: shipped]"
 )
 @click.option(
@@ -84,6 +88,7 @@ def cli(
     seeds: int | None,
     rival_seeds: int | None,
     steps: int | None,
+    grid_steps: int | None,
     start: Path | None,
     work: Path,
     jobs: int,
@@ -128,7 +133,10 @@ def cli(
         progress=sys.stderr.isatty(),
     )
     rates = RATES[:1] if quick else RATES
-    study = Study(frame, variants, rates, seed_list, rival_seeds or len(seed_list), jobs, threads)
+    grid_steps = grid_steps or conditions.steps
+    study = Study(
+        frame, grid_steps, variants, rates, seed_list, rival_seeds or len(seed_list), jobs, threads
+    )
     validation, test = study.run()
     rows = collected(study.variants, validation, test)
     result: dict[str, Any] = {
@@ -137,6 +145,7 @@ def cli(
         "start": frame.start_hash,
         "n": 13 * frame.each_type,
         "steps": conditions.steps,
+        "grid_steps": grid_steps,
         "scenes": conditions.scenes,
         "seeds": seed_list,
         "path": "both sides in one process; payloads by real encoders, answers from what is decoded of them",

@@ -64,11 +64,14 @@ def renew(readme: Path, result: dict[str, Any]) -> None:
         raise click.ClickException(f"{readme} has no {_START} ... {_END} to fill")
     seeds = len(result["seeds"])
     fewer = min(len(row["seeds"]) for row in result["rows"] if row["kind"] != "shipped")
+    chosen_by = ""
+    if result["grid_steps"] != result["steps"]:
+        chosen_by = f" (settings chosen after {result['grid_steps']})"
     of_rivals = f" ({fewer} for rivals)" if fewer < seeds else ""
     said = (
         f"Percent right on {result['n']:,} test questions, both sides in one process; mean ± sample "
         f"deviation over {seeds} seed{'s' if seeds > 1 else ''}{of_rivals}, "
-        f"{result['steps']} fine-tuning steps each. "
+        f"{result['steps']} fine-tuning steps each{chosen_by}. "
         "Ours, and of each rival the smallest setting within a point of 16 bit, or its most accurate one. "
         f"*{CODED.capitalize()}*: a rival's codes under our entropy coder instead of at fixed length. "
         "*Without header*: bytes of a file that a constant header does not explain."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import multiprocessing
 import os
@@ -28,6 +29,7 @@ class Study:
 
     Args:
         frame: what jobs work in.
+        grid_steps: optimizer steps of the fine-tunes that settings are chosen by.
         variants: what is compared.
         rates: learning rates to choose from for each of them that has none of its own.
         seeds: of the fine-tunes; the first one's are what settings are chosen by.
@@ -39,6 +41,7 @@ class Study:
     def __init__(
         self,
         frame: Frame,
+        grid_steps: int,
         variants: Sequence[Variant],
         rates: Sequence[float],
         seeds: Sequence[int],
@@ -53,6 +56,8 @@ class Study:
         self._tried = [tried for variant in self.variants for tried in at_rates(variant, rates)]
         self._frame, self._seeds, self._workers, self._threads = frame, seeds, workers, threads
         self._rival_seeds = rival_seeds
+        shortened = dataclasses.replace(frame.conditions, steps=grid_steps)
+        self._grid_frame = dataclasses.replace(frame, conditions=shortened)
 
     def run(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Results (as the jobs wrote them) of the validation and of the test split."""
@@ -65,41 +70,41 @@ class Study:
         kept += [Features(split=split) for split in ("validation", "test")]
         if any(variant.kind == "picture" for variant in self.variants):
             kept += [Pictures(split=split) for split in ("validation", "test")]
-        self._do(kept, "features", pool)
+        self._do(kept, "features", frame, pool)
         grid = [Measure(variant=variant, seed=first, split="validation") for variant in self._tried]
-        self._measure(grid, pool)
-        validation = [read_json(job.path(frame)) for job in grid]
+        self._measure(grid, self._grid_frame, pool)
+        validation = [read_json(job.path(self._grid_frame)) for job in grid]
         final = [
             Measure(variant=variant, seed=seed, split="test", knobs=knobs)
             for variant, knobs in choose(self._tried, validation)
             for seed in self._seeds[: self._seeds_of(variant)]
         ]
-        self._measure(final, pool)
+        self._measure(final, frame, pool)
         return validation, [read_json(job.path(frame)) for job in final]
 
     def _seeds_of(self, variant: Variant) -> int:
         """How many of the seeds a variant is trained with."""
         return {"shipped": 1, "ours": len(self._seeds)}.get(variant.kind, self._rival_seeds)
 
-    def _measure(self, jobs: Sequence[Measure], pool: Executor | None) -> None:
+    def _measure(self, jobs: Sequence[Measure], frame: Frame, pool: Executor | None) -> None:
         """Measures, after what has to be there first: coded pictures and trained models."""
         split = jobs[0].split if jobs else ""
-        missing = [job for job in jobs if not job.path(self._frame).exists()]
+        missing = [job for job in jobs if not job.path(frame).exists()]
         trained = [job.training for job in missing if job.variant.kind != "shipped"]
-        self._do([files for job in missing for files in job.files(self._frame)], f"{split} pictures", pool)
-        self._do(trained, f"training for {split}", pool)
-        self._do(missing, split, pool)
+        self._do([files for job in missing for files in job.files(frame)], f"{split} pictures", frame, pool)
+        self._do(trained, f"training for {split}", frame, pool)
+        self._do(missing, split, frame, pool)
 
-    def _do(self, jobs: Iterable[Job], label: str, pool: Executor | None) -> None:
-        missing = [job for job in dict.fromkeys(jobs) if not job.path(self._frame).exists()]
-        progress = self._frame.progress
+    def _do(self, jobs: Iterable[Job], label: str, frame: Frame, pool: Executor | None) -> None:
+        missing = [job for job in dict.fromkeys(jobs) if not job.path(frame).exists()]
+        progress = frame.progress
         with tqdm(total=len(missing), desc=label, unit="job", disable=not progress or None) as bar:
             if pool is None:
                 for job in missing:
-                    job.run(self._frame)
+                    job.run(frame)
                     bar.update()
                 return
-            for done in as_completed([pool.submit(job.run, self._frame) for job in missing]):
+            for done in as_completed([pool.submit(job.run, frame) for job in missing]):
                 done.result()
                 bar.update()
 
