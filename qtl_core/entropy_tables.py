@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from .codes import Codes, bits_of
 from .errors import CodeError
-from .range_coder import PRECISION, TOTAL, Table, tables_of
+from .range_coder import PRECISION, TOTAL, Run, Table, runs_of, tables_of
 
 MAX_CLASSES: Final = 256
 DIGEST_BYTES: Final = 8
@@ -182,11 +182,11 @@ class Tables:
         expected = int((self.class_frequencies.astype(np.int64) * codes).sum()) >> PRECISION
         return int(_entropies(self.class_frequencies)) + expected
 
-    def of_class(self, chosen: int) -> Sequence[Table]:
+    def of_class(self, chosen: int) -> Sequence[Run]:
         """The tables of a class, one for each channel, for the range coder."""
         found = self._kept.get(chosen)
         if found is None:
-            found = tables_of(_starts(self.frequencies[chosen]))
+            found = runs_of(tables_of(_starts(self.frequencies[chosen])))
             if self.frequencies.size <= _KEPT:
                 self._kept[chosen] = found
         return found
@@ -207,7 +207,7 @@ class Tables:
         return Flat(self.class_frequencies[None])
 
     @cached_property
-    def _kept(self) -> dict[int, list[Table]]:
+    def _kept(self) -> dict[int, list[Run]]:
         return {}
 
     @cached_property
