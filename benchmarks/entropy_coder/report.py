@@ -37,11 +37,12 @@ def _times(result: dict[str, Any]) -> str:
     lines = [
         f"milliseconds a picture on one thread; client graph {result['graph_ms']:.2f}",
         f"{'quantizer':>9}{'L':>4}{'encode':>9}{'of graph':>10}{'decode':>9}{'batch enc':>11}"
-        f"{'batch dec':>11}",
+        f"{'batch dec':>11}   decoding / encoding of batches",
     ]
     lines += [
         f"{row['quantizer']:>9}{row['levels']:>4}{row['encode_ms']:>9.3f}{row['share_of_graph']:>10.1%}"
-        f"{row['decode_ms']:>9.3f}{row['encode_batch_ms']:>11.3f}{row['decode_batch_ms']:>11.3f}"
+        f"{row['decode_ms']:>9.3f}{row['encode_batch_ms']:>11.3f}{row['decode_batch_ms']:>11.3f}   "
+        + ", ".join(f"{size}: {share:.2f}" for size, share in row["decode_over_encode"].items())
         for row in result["rows"]
     ]
     return "\n".join(lines)

@@ -21,6 +21,7 @@ from qtl_core.quantizer import levels_of
 Codes = npt.NDArray[np.uint8]
 
 SO400M_TOKENS, SO400M_WIDTH = 729, 1280
+_BATCHES = (1, 8, 32, 64, 128, 256)
 
 
 def milliseconds(work: Callable[[], object], repeats: int) -> float:
@@ -34,6 +35,18 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
     return 1000 * float(np.median(took))
 
 
+def interleaved(one: Callable[[], object], other: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Median processor times of two calls in turns, in milliseconds, the first of each not counted."""
+    took: tuple[list[float], list[float]] = ([], [])
+    for round_ in range(repeats + 1):
+        for work, times in zip((one, other), took, strict=True):
+            start = time.process_time()
+            work()
+            if round_:
+                times.append(time.process_time() - start)
+    return 1000 * float(np.median(took[0])), 1000 * float(np.median(took[1]))
+
+
 def graph_ms(checkpoint: Path, work: Path, repeats: int) -> float:
     """One picture through the client graph of a 2-bit export, as the device runs it on one thread."""
     command = [sys.executable, "-m", "qtl_export.cli", "--bits", "2", "--validate", "0"]
@@ -44,19 +57,28 @@ def graph_ms(checkpoint: Path, work: Path, repeats: int) -> float:
     return milliseconds(lambda: encoder.run(pixels), repeats)
 
 
-def coding(test: Codes, tables: Tables, repeats: int, batch: int) -> dict[str, float]:
-    """Milliseconds of one picture alone, and of one picture of a batch."""
+def coding(test: Codes, tables: Tables, repeats: int, batch: int) -> dict[str, Any]:
+    """Milliseconds of one picture alone and of one picture of a batch, and what decoding batches of several
+    sizes takes, as a share of encoding them.
+    """
     many = test[:batch]
     data = encode_batch(many, tables)
     shape = test.shape[1:]
+    shares = {}
+    for size in sorted({*(size for size in _BATCHES if size < len(many)), len(many)}):
+        encoded, decoded = interleaved(
+            lambda size=size: encode_batch(many[:size], tables),  # type: ignore[misc]
+            lambda size=size: decode_batch(data[:size], tables, shape),  # type: ignore[misc]
+            max(3, repeats // size),
+        )
+        shares[str(size)] = decoded / encoded
     return {
         "encode_ms": milliseconds(lambda: encode(test[0], tables), repeats),
         "decode_ms": milliseconds(lambda: decode(data[0], tables, shape), repeats),
         "batch": len(many),
-        "encode_batch_ms": milliseconds(lambda: encode_batch(many, tables), max(3, repeats // 20))
-        / len(many),
-        "decode_batch_ms": milliseconds(lambda: decode_batch(data, tables, shape), max(3, repeats // 20))
-        / len(many),
+        "encode_batch_ms": encoded / size,
+        "decode_batch_ms": decoded / size,
+        "decode_over_encode": shares,
     }
 
 
