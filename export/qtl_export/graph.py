@@ -54,7 +54,10 @@ def export_graph(
     quantizer = settled(checkpoint.model.vision_quantizer, levels) if levels else None
     part = ClientPartition(checkpoint.model.vision, quantizer, levels or None)
     model = trace(part.eval(), example(checkpoint.picture), INPUT, OUTPUT)
-    return save(model, folder, largest=largest)
+    path = save(model, folder, largest=largest)
+    for value in model.graph.initializers.values():
+        value.const_value = None  # somebody in PyTorch's exporter keeps the graph
+    return path
 
 
 def settled(quantizer: Quantizer, levels: int) -> Quantizer:
@@ -136,8 +139,8 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno is not None:
             raise
         raise StorageError(
-            f"{path.name} could not be written to the end ({error}): the disk is full, or files must not be so"
-            " large there; free some space, or give another folder with -o"
+            f"{path.name} could not be written to the end ({error}): the disk is full, or a file must not "
+            "be so large there; free some space, or give another folder with -o"
         ) from error
 
 

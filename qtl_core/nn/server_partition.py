@@ -14,12 +14,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
+from qtl_core import __version__
 from qtl_core.bundle import Cut, FileEntry, Manifest, Template, Text
 from qtl_core.errors import BundleError
 from qtl_core.nn.checkpoint import Checkpoint
@@ -28,6 +30,7 @@ from qtl_core.nn.prompt_tokens import PromptStyle, PromptTokens
 from qtl_core.nn.quantizer import Dequantizer
 from qtl_core.nn.stored import Source, sources_of
 from qtl_core.nn.tensor_writing import write_tensors
+from qtl_core.upgrades import remedy
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -105,7 +108,10 @@ class ServerPartition(nn.Module):
             _load(part, weights)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BundleError(f"server half {folder} cannot be loaded: {first}; export it again") from error
+            here = {"qtl-edge": __version__, "transformers": transformers.__version__}
+            raise BundleError(
+                f"server half {folder} cannot be loaded: {first}; {remedy(manifest, here)}"
+            ) from error
         return part.to(device=device, dtype=getattr(torch, dtype)).eval()
 
     @property

@@ -7,6 +7,7 @@ then, and the ``Source`` of a tensor reads it piece by piece.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -122,8 +123,13 @@ def load_from(module: nn.Module, sources: Mapping[str, Source]) -> None:
 
 def drop_weights(module: nn.Module) -> None:
     """Gives a module's memory back: it has shapes and no values afterwards."""
+    before = [*module.parameters(), *module.buffers()]
     module.to("meta")
+    for tensor in before:
+        # Emptied, too: PyTorch's exporter still holds what it was given.
+        tensor.data = torch.empty(0, dtype=tensor.dtype)
     gc.collect()
+    _trim()
 
 
 def _tie(module: nn.Module) -> None:
@@ -133,3 +139,11 @@ def _tie(module: nn.Module) -> None:
         return
     for child in module.children():
         _tie(child)
+
+
+def _trim() -> None:
+    """Asks the C library to give free memory back to the system; only glibc keeps it and can be asked."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        pass

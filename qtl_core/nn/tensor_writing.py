@@ -1,8 +1,8 @@
 """A safetensors file of tensors that need not be in memory: the header first, then one piece after the other.
 
 The library writes a file from tensors it is given all at once. The layout is the library's own, byte for
-byte where all tensors are float32: the header's length in 8 bytes (little-endian), the header (JSON, filled up
-with spaces to a multiple of 8), the tensors' bytes in C order.
+byte where all tensors are float32: the header's length in 8 bytes (little-endian), the header (JSON, filled
+up with spaces to a multiple of 8), the tensors' bytes in C order.
 """
 
 from __future__ import annotations
