@@ -10,6 +10,7 @@ import numpy as np
 
 from qtl_core.bundle import Half
 from qtl_core.errors import BundleError, HostError, InputError
+from qtl_core.upgrades import remedy
 
 from .picture import Pixels
 
@@ -65,7 +66,11 @@ class Encoder:
         except Exception as error:  # onnxruntime's errors share no public base class
             raise BundleError(
                 f"onnxruntime {runtime.__version__} cannot load {self._path}: {_first_line(error)}; "
-                "install a newer onnxruntime or export the bundle again"
+                + remedy(
+                    half.manifest,
+                    {"onnxruntime": str(runtime.__version__)},
+                    "install a newer onnxruntime or export the bundle again",
+                )
             ) from error
         self._output = self._check_signature()
 

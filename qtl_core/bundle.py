@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -254,8 +255,12 @@ def hash_file(path: Path) -> FileEntry:
     return FileEntry(size=size, sha256=digest.hexdigest())
 
 
-def hash_files(folder: Path) -> dict[str, FileEntry]:
+def hash_files(folder: Path, known: Mapping[str, FileEntry] | None = None) -> dict[str, FileEntry]:
     """Size and SHA-256 of every file in a half but its manifest, by path inside it, sorted.
+
+    Args:
+        folder: the half.
+        known: files that were hashed while they were written; taken as they are, not read again.
 
     Raises:
         BundleError: a link or special file lies in the folder.
@@ -263,7 +268,8 @@ def hash_files(folder: Path) -> dict[str, FileEntry]:
     entries: dict[str, FileEntry] = {}
     for name in sorted(_names(folder)):
         if name != MANIFEST:
-            entries[name] = hash_file(_inside(folder, name))
+            path = _inside(folder, name)
+            entries[name] = known[name] if known and name in known else hash_file(path)
     return entries
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -14,24 +15,28 @@ from edge_runtime.text import TextEncoder
 from qtl_core import codes as packing
 from qtl_core.bundle import Cut, Text
 from qtl_core.errors import QuestionError
-from qtl_core.nn.checkpoint import Checkpoint
+from qtl_core.nn.checkpoint import Checkpoint, decoder_bytes
 from qtl_core.nn.server_partition import ServerPartition
 from qtl_export.held_out import Question
 from qtl_export.progress import Progress
 from qtl_export.validation import Compared
+
+ALWAYS_ASKED: Final = 64 << 20
+"""Bytes of a language model in float32 up to which answers are always compared."""
 
 
 class Answers(msgspec.Struct, frozen=True, kw_only=True):
     """What the server half answered.
 
     Attributes:
-        asked: how many questions.
+        asked: how many questions; 0 where the language model was not loaded to ask it.
         differ: how many answers from the device's payload are not those from PyTorch's codes. Where both
             are the same bytes, so is the answer, and it is asked once.
         known: how many have a known answer.
         right: how many of these the device's payload got right; None where none is known.
         text_codes: codes of questions compared; 0 where questions cross as text.
         text_codes_differ: how many of them are not the same.
+        why_not: why nothing was asked; empty where something was.
     """
 
     asked: int
@@ -40,6 +45,7 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
     right: int | None
     text_codes: int
     text_codes_differ: int
+    why_not: str = ""
 
     @property
     def accuracy(self) -> float | None:
@@ -47,17 +53,51 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.right is None or not self.known else self.right / self.known
 
 
+def reason_not_to_ask(checkpoint: Checkpoint, client: int, wanted: bool | None) -> str:
+    """Why answers are not compared; empty where they are.
+
+    Asking loads the language model. By default that is done where it takes no more memory than making the
+    client graph did, or where it is small.
+
+    Args:
+        checkpoint: the model.
+        client: bytes of the client partition.
+        wanted: what the user said; None for nothing.
+    """
+    decoder = decoder_bytes(checkpoint)
+    if wanted or (wanted is None and decoder <= max(client, ALWAYS_ASKED)):
+        return ""
+    if wanted is not None:
+        return "--no-validate-answers"
+    return (
+        f"the language model takes {decoder / 1e6:,.0f} MB, the client partition {client / 1e6:,.0f} MB; "
+        "--validate-answers loads it and compares"
+    )
+
+
 def compare_answers(
-    server: ServerPartition,
+    server: ServerPartition | str,
     compared: Compared,
     questions: Sequence[Question],
     cut: Cut,
     language: Language | None,
     progress: Progress,
 ) -> Answers:
-    """Asks every question about what the device sent, and about what PyTorch would have sent."""
+    """Asks every question about what the device sent, and about what PyTorch would have sent.
+
+    Args:
+        server: the exported server half; or why it is not asked: then only codes of questions are compared.
+        compared: payloads of both sides.
+        questions: about the pictures they are of.
+        cut: what crosses for a picture.
+        language: codes of questions; None where questions cross as text.
+        progress: where to show how far it is.
+    """
+    if isinstance(server, str) and language is None:
+        questions = ()
     differ = known = right = text_codes = text_differ = 0
-    bar = progress.bar(questions, "asking the server half", len(questions), "questions")
+    what = "coding questions" if isinstance(server, str) else "asking the server half"
+    bar = progress.bar(questions, what, len(questions), "questions")
     for question in bar:
         device, ours = compared.device[question.picture], compared.pytorch[question.picture]
         asked: npt.NDArray[np.uint8] | None = None
@@ -68,6 +108,8 @@ def compare_answers(
             unlike = int((asked != asked_ours).sum())
             text_codes += asked.size
             text_differ += unlike
+        if isinstance(server, str):
+            continue
         answer = _ask(server, device, question.text, asked, cut)
         same = device == ours and not unlike
         differ += not same and answer != _ask(server, ours, question.text, asked_ours, cut)
@@ -75,12 +117,13 @@ def compare_answers(
             known += 1
             right += answer.strip() == question.answer.strip()
     return Answers(
-        asked=len(questions),
+        asked=0 if isinstance(server, str) else len(questions),
         differ=differ,
         known=known,
         right=right if known else None,
         text_codes=text_codes,
         text_codes_differ=text_differ,
+        why_not=server if isinstance(server, str) else "",
     )
 
 

@@ -108,4 +108,9 @@ def _validation(validation: dict[str, Any]) -> list[str]:
         "| | measured | bound |",
         "|---|---:|---:|",
         *(f"| {name} | {measured} | {bound} |" for name, measured, bound in rows(validation)),
+        *_unasked(validation["answers"]["why_not"]),
     ]
+
+
+def _unasked(why_not: str) -> list[str]:
+    return ["", f"No answers were compared: {why_not}."] if why_not else []

@@ -137,6 +137,12 @@ def cli() -> None:
     metavar="N",
     help="Validate on N pictures; 0 does not.  [default: enough for a million codes, at most 256]",
 )
+@click.option(
+    "--validate-answers/--no-validate-answers",
+    default=None,
+    help="Whether validation also loads the language model and compares answers.  [default: where it is no "
+    "larger than the client partition, or than 64 MB]",
+)
 @click.option("--force", is_flag=True, help="Put the bundle in place although validation failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def export(
@@ -150,6 +156,7 @@ def export(
     calibrate: Path | None,
     code_dim: int | None,
     validate: int | None,
+    validate_answers: bool | None,
     force: bool,
     as_json: bool,
 ) -> int:
@@ -182,6 +189,7 @@ def export(
         calibrate=calibrate,
         code_dim=code_dim,
         validate=validate,
+        validate_answers=validate_answers,
         force=force,
     )
     return _export(config, as_json)

@@ -33,6 +33,8 @@ class ExportConfig:
         calibrate: a folder of pictures to fit a quantizer to, in place of the checkpoint's own.
         code_dim: codes a token of a quantizer that is fitted; None for the features' width.
         validate: how many pictures to validate on; None chooses, 0 does not validate.
+        validate_answers: whether validation loads the language model and compares answers too; None does
+            where that takes no more memory than the rest of the export.
         force: put the bundle in place although validation found it over the bounds.
 
     Raises:
@@ -50,6 +52,7 @@ class ExportConfig:
     calibrate: Path | None = None
     code_dim: int | None = None
     validate: int | None = None
+    validate_answers: bool | None = None
     force: bool = False
 
     def __post_init__(self) -> None:

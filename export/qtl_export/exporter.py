@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,19 +15,21 @@ import torch
 from edge_runtime.encoder import CPU, Encoder
 from edge_runtime.text import TextEncoder
 from qtl_core import codes as packing
-from qtl_core.bundle import HalfName, open_half
+from qtl_core.bundle import open_half
 from qtl_core.errors import BundleError, CheckpointError
-from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint
+from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint, load_client
 from qtl_core.nn.client_partition import ClientPartition
-from qtl_core.nn.server_partition import ServerPartition, write_server_half
+from qtl_core.nn.server_partition import WEIGHTS_FILE, ServerPartition, write_server_half
+from qtl_core.nn.stored import drop_weights, load_weights
 from qtl_export import held_out
-from qtl_export.answers import Language, compare_answers
+from qtl_export.answers import Language, compare_answers, reason_not_to_ask
 from qtl_export.auto_levels import choose_levels
 from qtl_export.calibration import Calibrated, calibrate, check_coding
 from qtl_export.card import write_card
 from qtl_export.config import ExportConfig
+from qtl_export.expected import Expected, expect
 from qtl_export.graph import GRAPH, export_graph
-from qtl_export.halves import Agreement, versions, write_golden
+from qtl_export.halves import HALVES, Agreement, versions, write_golden
 from qtl_export.language import write_language
 from qtl_export.place import beside, check_target, put
 from qtl_export.post_training import PostTraining
@@ -34,7 +37,6 @@ from qtl_export.progress import Progress
 from qtl_export.report import Exported
 from qtl_export.validation import Compared, compare
 
-HALVES: Final[tuple[HalfName, ...]] = ("client", "server")
 CODES_WANTED: Final = 1_000_000
 """Codes that validation compares where few enough pictures hold so many."""
 MAX_PICTURES: Final = 256
@@ -62,7 +64,10 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
     target = config.output.resolve()
     check_target(target)
     with progress.stage("loading the checkpoint"):
-        checkpoint = load_checkpoint(config.checkpoint, quantizer=config.quantizer)
+        checkpoint = load_checkpoint(config.checkpoint, quantizer=config.quantizer, weights=False)
+        load_client(checkpoint)
+        if config.text == "codes":  # the device embeds the question
+            load_weights(checkpoint.model.decoder.language_model.get_input_embeddings())
     post = fitted = None
     pictures = config.pictures
     if config.calibrate is not None:
@@ -84,18 +89,30 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
     known = config.pictures is None and (config.checkpoint / held_out.FILE).is_file()
     folder = None if known else pictures
     validate_on = held_out.gather(config.checkpoint, folder, checkpoint.picture, n) if n else None
-    with beside(target) as work:
+    with beside(target) as work, ExitStack() as kept:
         with progress.stage("exporting the client partition to ONNX"):
             (work / "client").mkdir()
             export_graph(checkpoint, levels, work / "client")
             if config.text == "codes":
                 write_language(work / "client", checkpoint, agreement.text.levels)
-        with progress.stage("writing the server half"):
-            write_server_half(work / "server", checkpoint, agreement.cut, agreement.text)
+        expected = None
+        if validate_on is not None:
+            part = _in_pytorch(checkpoint, agreement)
+            expected = kept.enter_context(expect(part, validate_on.pictures, agreement.cut, work, progress))
+            del part
+        # The graph has them now, and what follows needs the memory.
+        drop_weights(checkpoint.model.vision)
+        agreement.hashed["server", WEIGHTS_FILE] = write_server_half(
+            work / "server",
+            checkpoint,
+            agreement.cut,
+            agreement.text,
+            lambda names: progress.bar(names, "writing the server half", len(names), "tensors"),
+        )
         agreement.write_tables(work)
         fingerprint = agreement.fingerprint(work)
         validation, faults = _validate(
-            work, checkpoint, agreement, fingerprint, validate_on, calibrated, progress
+            work, checkpoint, agreement, fingerprint, validate_on, expected, calibrated, config, progress
         )
         if faults and not config.force:
             raise BundleError(
@@ -147,11 +164,13 @@ def _validate(
     agreement: Agreement,
     fingerprint: str,
     given: held_out.HeldOut | None,
+    expected: Expected | None,
     calibrated: Calibrated,
+    config: ExportConfig,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[str]]:
     """What the manifests will say, and what is over its bounds; writes the golden pictures on the way."""
-    if given is None:
+    if given is None or expected is None:
         said = calibrated.said(agreement.cut)
         return {"passed": False, "pictures": 0, "source": "not validated", "entropy": said}, []
     # The device opens halves that have a manifest and nothing else, so these get one for the time being.
@@ -159,16 +178,15 @@ def _validate(
         agreement.write_manifest(work, half, fingerprint, {})
     client, server = (open_half(work / half, half) for half in HALVES)
     cut = agreement.cut
-    model = checkpoint.model
-    # The checkpoint's own quantizer, not the settled one the graph was made of: that is checked here too.
-    quantizer = model.vision_quantizer if cut.quantized else None
-    part = ClientPartition(model.vision, quantizer, cut.levels or None).eval()
-    compared = compare(part, Encoder(client), given.pictures, cut, progress)
+    compared = compare(expected, Encoder(client), given.pictures, progress)
     language = (
         Language(TextEncoder(client), checkpoint, agreement.text) if agreement.text.mode == "codes" else None
     )
-    answering = ServerPartition.load(server.path, server.manifest)
+    graph = sum(entry.size for name, entry in client.manifest.files.items() if name.startswith(GRAPH))
+    why_not = reason_not_to_ask(checkpoint, graph, config.validate_answers)
+    answering = why_not or ServerPartition.load(server.path, server.manifest)
     answers = compare_answers(answering, compared, given.questions, cut, language, progress)
+    del answering
     _golden(work, given, compared)
     faults = compared.report.faults()
     codes = None
@@ -188,6 +206,16 @@ def _validate(
         "entropy": calibrated.said(cut, None if codes is None else codes[: given.originals]),
     }
     return validation, faults
+
+
+def _in_pytorch(checkpoint: Checkpoint, agreement: Agreement) -> ClientPartition:
+    """What the graph is held against.
+
+    With the checkpoint's own quantizer, not the settled one the graph was made of: that is checked here too.
+    """
+    model, levels = checkpoint.model, agreement.cut.levels
+    quantizer = model.vision_quantizer if levels else None
+    return ClientPartition(model.vision, quantizer, levels or None).eval()
 
 
 def _golden(work: Path, given: held_out.HeldOut, compared: Compared) -> None:

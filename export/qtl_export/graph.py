@@ -16,7 +16,7 @@ from torch import nn
 from torch.onnx.errors import OnnxExporterError
 
 from qtl_core.bundle import Picture
-from qtl_core.errors import CheckpointError
+from qtl_core.errors import CheckpointError, StorageError
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.nn.client_partition import ClientPartition
 from qtl_core.nn.quantizer import Quantizer
@@ -30,8 +30,9 @@ OUTPUT: Final = "packed"
 GRAPH: Final = "client.onnx"
 WEIGHTS: Final = "client.onnx.data"
 
-# A protobuf message ends at 2 GiB; the rest of the graph is far below the difference.
-_LARGEST_IN_ONE_FILE: Final = 2**31 - 2**26
+# In a file of their own weights are written one by one, and onnxruntime maps them; a graph with weights in it
+# is in memory three times over while it is written.
+_LARGEST_IN_ONE_FILE: Final = 2**26
 
 
 def export_graph(
@@ -53,7 +54,10 @@ def export_graph(
     quantizer = settled(checkpoint.model.vision_quantizer, levels) if levels else None
     part = ClientPartition(checkpoint.model.vision, quantizer, levels or None)
     model = trace(part.eval(), example(checkpoint.picture), INPUT, OUTPUT)
-    return save(model, folder, largest=largest)
+    path = save(model, folder, largest=largest)
+    for value in model.graph.initializers.values():
+        value.const_value = None  # somebody in PyTorch's exporter keeps the graph
+    return path
 
 
 def settled(quantizer: Quantizer, levels: int) -> Quantizer:
@@ -113,10 +117,31 @@ def save(model: ir.Model, folder: Path, *, largest: int = _LARGEST_IN_ONE_FILE) 
     values = model.graph.initializers.values()
     weights = sum(value.const_value.nbytes for value in values if value.const_value is not None)
     if weights > largest:
-        ir.save(model, path, external_data=WEIGHTS)
+        with writing(folder / WEIGHTS):
+            ir.save(model, path, external_data=WEIGHTS)
     else:
         path.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
     return path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says that a disk is full where the library that writes arrays to ``path`` does not.
+
+    numpy reports that it wrote less than it was given, and not why.
+
+    Raises:
+        StorageError: it wrote less.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise StorageError(
+            f"{path.name} could not be written to the end ({error}): the disk is full, or a file must not "
+            "be so large there; free some space, or give another folder with -o"
+        ) from error
 
 
 def _anonymise(model: ir.Model) -> None:

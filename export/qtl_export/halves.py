@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,7 @@ import torch
 from edge_runtime.golden import FILE as GOLDEN
 from edge_runtime.picture import Pixels
 from qtl_core import __version__, bundle
-from qtl_core.bundle import UNQUANTIZED_BITS, Cut, HalfName, Manifest, Text
+from qtl_core.bundle import UNQUANTIZED_BITS, Cut, FileEntry, HalfName, Manifest, Text
 from qtl_core.codes import bits_of, packed_size
 from qtl_core.entropy import Tables
 from qtl_core.entropy_file import NAME as TABLES
@@ -23,6 +24,7 @@ from qtl_core.entropy_file import write_tables
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_export.graph import GRAPH, IR_VERSION, OPSET, example
 
+HALVES: Final[tuple[HalfName, ...]] = ("client", "server")
 _MADE_WITH: Final = ("torch", "transformers", "onnxscript", "onnxruntime", "numpy")
 # The file whose bytes a half's part of the fingerprint is, where a half has but one to load.
 _LOADED: Final = (".onnx", ".data", ".safetensors", ".npz")
@@ -32,7 +34,17 @@ _APART: Final = (GOLDEN, TABLES)
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the two halves of a bundle share; ``tables`` are the entropy coder's, where it has any."""
+    """What the two halves of a bundle share.
+
+    Attributes:
+        model: name of the model.
+        cut: what crosses for a picture.
+        picture: how pictures are prepared.
+        text: how questions cross.
+        template: the prompt.
+        tables: the entropy coder's, where there are any.
+        hashed: size and hash of large files that were hashed while they were written, by half and name.
+    """
 
     model: str
     cut: Cut
@@ -40,6 +52,7 @@ class Agreement:
     text: Text
     template: bundle.Template
     tables: Tables | None = None
+    hashed: dict[tuple[HalfName, str], FileEntry] = field(default_factory=dict)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, levels: int, text: str) -> Agreement:
@@ -54,13 +67,13 @@ class Agreement:
 
     def fingerprint(self, work: Path) -> str:
         """The pair's fingerprint, once the files of both halves are there."""
-        shas = [_loaded_sha(work / half) for half in ("client", "server")]
+        shas = [_loaded_sha(self._hash_files(work, half)) for half in HALVES]
         return bundle.fingerprint(self.cut, self.picture, self.text, self.template, shas[0], shas[1])
 
     def write_tables(self, work: Path) -> None:
         """Writes the entropy coder's tables into both halves, where there are any."""
         if self.tables is not None:
-            for half in ("client", "server"):
+            for half in HALVES:
                 write_tables(work / half / TABLES, self.tables)
 
     def write_manifest(
@@ -75,7 +88,7 @@ class Agreement:
             picture=self.picture,
             text=self.text,
             template=self.template,
-            files=bundle.hash_files(work / half),
+            files=self._hash_files(work, half),
             graph=GRAPH,
             tables="" if self.tables is None else self.tables.digest.hex(),
             made_by=versions(),
@@ -83,6 +96,10 @@ class Agreement:
         )
         bundle.write_manifest(work / half, manifest)
         return manifest
+
+    def _hash_files(self, work: Path, half: HalfName) -> dict[str, FileEntry]:
+        known = {name: entry for (of, name), entry in self.hashed.items() if of == half}
+        return bundle.hash_files(work / half, known)
 
 
 def versions() -> dict[str, str]:
@@ -155,9 +172,8 @@ def _scaling(name: str) -> bundle.Scaling:
     return "frozen" if name == "frozen" else "image"
 
 
-def _loaded_sha(folder: Path) -> str:
+def _loaded_sha(entries: Mapping[str, FileEntry]) -> str:
     """SHA-256 of the one file a half loads; of all their hashes where there are several."""
-    entries = bundle.hash_files(folder)
     shas = [
         f"{name} {entry.sha256}"
         for name, entry in entries.items()

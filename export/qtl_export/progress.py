@@ -60,8 +60,10 @@ class Progress:
             what: the stage.
             total: how many units there are.
             unit: what is counted.
-            each: units one item stands for; the last may stand for fewer.
+            each: units one item stands for; the last may stand for fewer. Of a range it is the step.
         """
+        if isinstance(items, range):
+            each = items.step
         # Imported here: the command's --help should not need it.
         from tqdm import tqdm
 

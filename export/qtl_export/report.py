@@ -90,6 +90,9 @@ class Exported:
             f"    {name:<{widths[0]}}  {measured:>{widths[1]}}  {bound:>{widths[2]}}".rstrip()
             for name, measured, bound in table
         ]
+        why_not = self.validation["answers"]["why_not"]
+        if why_not:
+            lines.append(f"  no answers compared: {why_not}")
         return "\n".join(lines)
 
 
@@ -97,8 +100,11 @@ def rows(validation: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The table of a validation: what, measured, bound."""
     table = _codes(validation["codes"]) if "codes" in validation else _features(validation["features"])
     answers = validation["answers"]
-    table.append(("answers compared", f"{answers['asked']:,}", ""))
-    table.append(("answers that differ", f"{answers['differ']:,}", ""))
+    if answers["asked"]:
+        table.append(("answers compared", f"{answers['asked']:,}", ""))
+        table.append(("answers that differ", f"{answers['differ']:,}", ""))
+    else:
+        table.append(("answers compared", "none", ""))
     if answers["text_codes"]:
         table.append(("question codes compared", f"{answers['text_codes']:,}", ""))
         table.append(("question codes that differ", f"{answers['text_codes_differ']:,}", ""))

@@ -6,30 +6,25 @@ many, how far, and how near to the boundary they were is what is counted here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from edge_runtime.encoder import Encoder
 from edge_runtime.golden import share_bound
 from edge_runtime.picture import Pixels
 from qtl_core import codes as packing
-from qtl_core import quantizer as reference
-from qtl_core.bundle import Cut
-from qtl_core.nn.client_partition import ClientPartition
+from qtl_core.nn.calibration import together
+from qtl_export.expected import Expected
 from qtl_export.progress import Progress
 
 NEAR: Final = 1e-3
 """How far from a rounding boundary, in levels, a feature may be whose code differs."""
 FEATURE_BOUND: Final = 1e-3
 """16 bit: largest difference over the largest feature; one unit in the last place of a half is under it."""
-_BATCH: Final = 16
 
 
 class Codes(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,73 +129,56 @@ class Compared:
     pytorch: list[bytes]
 
 
-def compare(
-    part: ClientPartition, encoder: Encoder, pictures: Pixels, cut: Cut, progress: Progress
-) -> Compared:
-    """Runs every picture through the device's code and through PyTorch.
+def compare(expected: Expected, encoder: Encoder, pictures: Pixels, progress: Progress) -> Compared:
+    """Runs every picture through the device's code, and holds it against what PyTorch made.
 
     Args:
-        part: the client partition in PyTorch.
+        expected: PyTorch's payloads of the same pictures.
         encoder: the device's, over the exported graph.
         pictures: uint8 [n, height, width, 3], n at least 1.
-        cut: what crosses.
         progress: where to show how far it is.
     """
-    counts = _Codes(part, cut) if cut.quantized else _Features(part, cut)
-    for batch in progress.bar(
-        _batches(pictures), "validating on the device's code", len(pictures), "pictures", _BATCH
-    ):
-        with torch.inference_mode():
-            counts.add(encoder.run(batch), torch.from_numpy(batch))
-    return Compared(counts.report(), counts.device, counts.pytorch)
-
-
-def _batches(pictures: Pixels) -> Iterator[Pixels]:
-    for start in range(0, len(pictures), _BATCH):
-        yield np.ascontiguousarray(pictures[start : start + _BATCH])
+    counts = _Codes(expected) if expected.cut.quantized else _Features(expected)
+    each = together(pictures)
+    starts = range(0, len(pictures), each)
+    for start in progress.bar(starts, "validating on the device's code", len(pictures), "pictures"):
+        batch = np.ascontiguousarray(pictures[start : start + each])
+        for payload in encoder.run(batch):
+            counts.add(payload)
+    return Compared(counts.report(), counts.device, expected.payloads)
 
 
 @dataclass
 class _Codes:
-    part: ClientPartition
-    cut: Cut
+    expected: Expected
     device: list[bytes] = field(default_factory=list)
-    pytorch: list[bytes] = field(default_factory=list)
     compared: int = 0
     differ: int = 0
     largest: int = 0
     farthest: float = 0.0
     mispacked: int = 0
-    reference_differ: int = 0
 
-    def add(self, payloads: list[bytes], pictures: Tensor) -> None:
-        levels = self.cut.levels
-        shape = (self.cut.tokens, self.cut.code_dim)
-        scaled = self.part.scaled(pictures)
-        quantizer = self.part.quantizer
-        if quantizer is None:
-            raise ValueError("codes can only be compared of a quantized client partition")
-        ours = quantizer.to_codes(scaled, levels).to(torch.uint8).numpy()
-        array = scaled.numpy()
-        theirs = np.stack([packing.unpack(payload, levels, shape) for payload in payloads])
-        packed = [packing.pack(one, levels) for one in ours]
+    def add(self, payload: bytes) -> None:
+        picture, cut = len(self.device), self.expected.cut
+        self.device.append(payload)
+        shape = (cut.tokens, cut.code_dim)
+        self.compared += cut.tokens * cut.code_dim
+        if payload == self.expected.payloads[picture]:
+            return
+        theirs = packing.unpack(payload, cut.levels, shape)
+        ours = packing.unpack(self.expected.payloads[picture], cut.levels, shape)
         unlike = ours != theirs
-        self.compared += ours.size
         self.differ += int(unlike.sum())
-        self.reference_differ += int((reference.levels_of(array, levels) != ours).sum())
-        same = ~unlike.reshape(len(ours), -1).any(1)
-        self.mispacked += sum(
-            bool(alike) and a != b for alike, a, b in zip(same.tolist(), payloads, packed, strict=True)
-        )
-        if unlike.any():
-            gap = np.abs(ours[unlike].astype(np.int16) - theirs[unlike].astype(np.int16))
-            self.largest = max(self.largest, int(gap.max()))
-            self.farthest = max(self.farthest, float(to_boundary(array[unlike], levels).max()))
-        self.device += payloads
-        self.pytorch += packed
+        if not unlike.any():
+            self.mispacked += 1
+            return
+        gap = np.abs(ours[unlike].astype(np.int16) - theirs[unlike].astype(np.int16))
+        self.largest = max(self.largest, int(gap.max()))
+        distance = to_boundary(self.expected.scaled(picture)[unlike], cut.levels)
+        self.farthest = max(self.farthest, float(distance.max()))
 
     def report(self) -> Codes:
-        share = share_bound(self.cut)
+        share = share_bound(self.expected.cut)
         return Codes(
             compared=self.compared,
             differ=self.differ,
@@ -211,27 +189,25 @@ class _Codes:
             farthest_from_boundary=self.farthest,
             boundary_bound=NEAR,
             payloads=len(self.device),
-            payloads_differ=_unequal(self.device, self.pytorch),
+            payloads_differ=_unequal(self.device, self.expected.payloads),
             mispacked=self.mispacked,
-            reference_differ=self.reference_differ,
+            reference_differ=self.expected.reference_differ,
         )
 
 
 @dataclass
 class _Features:
-    part: ClientPartition
-    cut: Cut
+    expected: Expected
     device: list[bytes] = field(default_factory=list)
-    pytorch: list[bytes] = field(default_factory=list)
     compared: int = 0
     differ: int = 0
     infinite: int = 0
     largest: float = 0.0
     magnitude: float = 0.0
 
-    def add(self, payloads: list[bytes], pictures: Tensor) -> None:
-        ours = self.part(pictures).numpy().astype("<f2", copy=False)
-        theirs = np.stack([np.frombuffer(payload, dtype="<f2") for payload in payloads])
+    def add(self, payload: bytes) -> None:
+        ours = np.frombuffer(self.expected.payloads[len(self.device)], dtype="<f2")
+        theirs = np.frombuffer(payload, dtype="<f2")
         finite = np.isfinite(ours) & np.isfinite(theirs)
         a, b = ours[finite].astype(np.float32), theirs[finite].astype(np.float32)
         self.compared += ours.size
@@ -240,8 +216,7 @@ class _Features:
         if a.size:
             self.largest = max(self.largest, float(np.abs(a - b).max()))
             self.magnitude = max(self.magnitude, float(np.abs(a).max()))
-        self.device += payloads
-        self.pytorch += [row.tobytes() for row in ours]
+        self.device.append(payload)
 
     def report(self) -> Features:
         return Features(
@@ -252,7 +227,7 @@ class _Features:
             bound=FEATURE_BOUND,
             infinite=self.infinite,
             payloads=len(self.device),
-            payloads_differ=_unequal(self.device, self.pytorch),
+            payloads_differ=_unequal(self.device, self.expected.payloads),
         )
 
 

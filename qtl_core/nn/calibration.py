@@ -11,7 +11,14 @@ import torch
 from qtl_core.nn.model import VisionEncoder
 
 BATCH = 16
-"""Pictures that pass the tower together."""
+"""Pictures that pass the tower together, at most."""
+_PIXELS = 1 << 18  # of all of them: a tower keeps what each of its layers made, 0.1 GB a picture at 384 x 384
+
+
+def together(pictures: npt.NDArray[np.uint8]) -> int:
+    """How many of these pictures, uint8 [n, height, width, 3], should pass a tower together."""
+    height, width = pictures.shape[1:3]
+    return max(1, min(BATCH, _PIXELS // (height * width)))
 
 
 @torch.inference_mode()
@@ -28,6 +35,7 @@ def cut_features(
         pictures: uint8 [pictures, height, width, 3], as the tower takes them; at least one.
         follow: wraps the walk over the batches' starts, for a progress bar.
     """
-    starts = range(0, len(pictures), BATCH)
-    found = [vision(torch.from_numpy(pictures[start : start + BATCH])).numpy() for start in follow(starts)]
+    each = together(pictures)
+    starts = range(0, len(pictures), each)
+    found = [vision(torch.from_numpy(pictures[start : start + each])).numpy() for start in follow(starts)]
     return np.concatenate(found).astype(np.float32, copy=False)

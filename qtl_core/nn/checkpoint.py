@@ -23,6 +23,7 @@ from qtl_core.nn.families.digits import (
     save_quantizer,
 )
 from qtl_core.nn.prompts import IMAGE_TOKEN
+from qtl_core.nn.stored import load_weights
 
 __all__ = [
     "Checkpoint",
@@ -33,6 +34,8 @@ __all__ = [
     "save_checkpoint",
     "save_quantizer",
     "assemble",
+    "load_client",
+    "decoder_bytes",
     "IMAGE_TOKEN",
     "QUANTIZERS_FOLDER",
     "SETTINGS_FILE",
@@ -48,7 +51,8 @@ def load_checkpoint(path: str | Path, *, quantizer: str = "", weights: bool = Tr
         quantizer: name of one of its further vision quantizers, which then takes the place of the
             checkpoint's own.
         weights: whether to load them. Without, names and shapes are checked and most parameters stay
-            without memory (on PyTorch's meta device), so that any size can be looked at.
+            without memory (on PyTorch's meta device), so that any size can be looked at; ``load_client``
+            loads what the device needs.
 
     Raises:
         CheckpointError: if a file is missing or damaged, there is no quantizer of that name, or the
@@ -61,3 +65,13 @@ def load_checkpoint(path: str | Path, *, quantizer: str = "", weights: bool = Tr
         raise CheckpointError(f"checkpoint {folder} has no {CONFIG_FILE}; is the download complete?")
     config = read_json(folder / CONFIG_FILE)
     return family_of(folder, config).read(folder, config, quantizer, weights)
+
+
+def load_client(checkpoint: Checkpoint) -> None:
+    """Loads all weights but the language model's, which stay in their files, where none were loaded."""
+    load_weights(checkpoint.model, but=checkpoint.model.decoder.language_model)
+
+
+def decoder_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of the language model in float32, whether it is loaded or not."""
+    return sum(4 * tensor.numel() for tensor in checkpoint.model.decoder.language_model.parameters())

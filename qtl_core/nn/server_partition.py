@@ -6,7 +6,7 @@ vectors), ``config.json`` (``ServerConfig``) and ``tokenizer.json``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,23 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from qtl_core.bundle import Cut, Manifest, Template, Text
+from qtl_core import __version__
+from qtl_core.bundle import Cut, FileEntry, Manifest, Template, Text
 from qtl_core.errors import BundleError
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.nn.decoder import PictureDecoder
 from qtl_core.nn.prompt_tokens import PromptStyle, PromptTokens
 from qtl_core.nn.quantizer import Dequantizer
+from qtl_core.nn.stored import Source, sources_of
+from qtl_core.nn.tensor_writing import write_tensors
+from qtl_core.upgrades import remedy
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -103,7 +108,10 @@ class ServerPartition(nn.Module):
             _load(part, weights)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BundleError(f"server half {folder} cannot be loaded: {first}; export it again") from error
+            here = {"qtl-edge": __version__, "transformers": transformers.__version__}
+            raise BundleError(
+                f"server half {folder} cannot be loaded: {first}; {remedy(manifest, here)}"
+            ) from error
         return part.to(device=device, dtype=getattr(torch, dtype)).eval()
 
     @property
@@ -215,29 +223,44 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise ValueError(f"{path.name} is not a tokenizer: {error}") from error
 
 
-def write_server_half(folder: str | Path, checkpoint: Checkpoint, cut: Cut, text: Text) -> None:
+def write_server_half(
+    folder: str | Path,
+    checkpoint: Checkpoint,
+    cut: Cut,
+    text: Text,
+    follow: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> FileEntry:
     """Writes the server half's files, without its manifest.
+
+    A decoder that was left in its files is copied from there, in the type it is stored in, and never loaded.
 
     Args:
         folder: created if it is not there.
         checkpoint: the model.
         cut: what crosses for a picture.
         text: how questions cross.
+        follow: wraps the walk over the names of the weights, for a progress bar.
+
+    Returns:
+        Size and SHA-256 of ``model.safetensors``.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     decoder, model = checkpoint.model.decoder, checkpoint.model
     tied = decoder.language_model.config.tie_word_embeddings
-    weights = {
-        f"decoder.{name}": tensor
-        for name, tensor in decoder.state_dict().items()
+    state = decoder.state_dict(keep_vars=True)
+    in_files = sources_of(decoder)
+    shared = {id(state[name]): source for name, source in in_files.items()}  # a tied one has one name there
+    weights: dict[str, Tensor | Source] = {
+        f"decoder.{name}": in_files.get(name) or shared.get(id(tensor), tensor)
+        for name, tensor in state.items()
         if not (tied and name.endswith("lm_head.weight"))
     }
     if cut.levels:
         weights |= _out_proj("vision_dequantizer", model.vision_quantizer.out_proj)
     if text.mode == "codes":
         weights |= _out_proj("language_dequantizer", model.language_quantizer.out_proj)
-    (path / WEIGHTS_FILE).write_bytes(save({k: v.detach().contiguous() for k, v in weights.items()}))
+    written = write_tensors(path / WEIGHTS_FILE, weights, follow=follow)
     config = ServerConfig(
         language_model=_plain_config(decoder),
         picture_attention=decoder.picture_attention,
@@ -249,6 +272,7 @@ def write_server_half(folder: str | Path, checkpoint: Checkpoint, cut: Cut, text
     (path / CONFIG_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
     # Not its own save(): that raises a bare Exception where the disk is full.
     (path / TOKENIZER_FILE).write_text(checkpoint.tokenizer.backend_tokenizer.to_str(pretty=True), "utf-8")
+    return written
 
 
 def _plain_config(decoder: PictureDecoder) -> dict[str, Any]:

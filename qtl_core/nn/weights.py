@@ -1,12 +1,14 @@
 """Weight files of a checkpoint, read one tensor at a time: safetensors or PyTorch's own, whole or in shards.
 
-A model is built without memory for its parameters (``without_weights``) and then filled. What a file lacks,
-and what it has that the model has no place for, is named. PyTorch's files are pickles: they are read with
-``weights_only``, so one that holds anything but tensors is refused, never run.
+A model is built without memory for its parameters (``without_weights``) and then filled, at once or part by
+part (``stored``). What a file lacks, and what it has that the model has no place for, is named. PyTorch's
+files are pickles: they are read with ``weights_only``, so one that holds anything but tensors is refused,
+never run.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from qtl_core.errors import CheckpointError
 from qtl_core.nn.families.base import first_line, read_json
+from qtl_core.nn.stored import PIECE, Source, load_from, note
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
@@ -27,6 +30,7 @@ _STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _POINTER = b"version https://git-lfs"
 _BUFFERS = ("rotary_emb.inv_freq", "position_ids")  # older files hold what is computed anew
 _NAMED = 3
+_KEPT = 32 << 20  # bytes read after which files are opened anew
 
 Places = Callable[[str], str | None]
 """From a tensor's name in a file to "PART.NAME" in the model; None where the model has no place for it."""
@@ -34,6 +38,9 @@ Places = Callable[[str], str | None]
 
 class Weights(Mapping[str, Tensor]):
     """The tensors of a folder by name; each is read from its file when it is asked for.
+
+    Files are mapped into memory, and what was read of a mapped file counts as memory until the file is
+    closed: so they are opened anew every ``_KEPT`` bytes. Tensors that were handed out keep theirs.
 
     Args:
         folder: where ``model.safetensors`` or ``pytorch_model.bin`` is, or their shards with an index.
@@ -44,31 +51,76 @@ class Weights(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._sources: dict[str, Any] = {}
+        self.bytes_read = 0
+        self._files: dict[str, Path] = {}
+        self._opened: dict[Path, Any] = {}
+        self._unmapped: set[Path] = set()
+        self._since_opened = 0
         for file, names in _files(folder).items():
-            found = _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickled(file)
-            lost = sorted(names - found.keys())
+            found = self._open(file).keys()
+            lost = sorted(names - set(found))
             if lost:
                 raise CheckpointError(
                     f"{file} lacks {_some(lost)}, which its index says it has; download it again"
                 )
-            self._sources |= found
+            self._files |= dict.fromkeys(found, file)
 
     def __getitem__(self, name: str) -> Tensor:
-        source = self._sources[name]
-        tensor: Tensor = source if isinstance(source, Tensor) else source.get_tensor(name)
-        return tensor
+        opened = self._open(self._files[name])
+        tensor: Tensor = opened[name] if isinstance(opened, dict) else opened.get_tensor(name)
+        return self._count(tensor)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
+        return iter(self._files)
 
     def __len__(self) -> int:
-        return len(self._sources)
+        return len(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
-        source = self._sources[name]
-        return tuple(source.shape if isinstance(source, Tensor) else source.get_slice(name).get_shape())
+        source = self._source(name)
+        return tuple(source.shape if isinstance(source, Tensor) else source.get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type a tensor is stored in, without reading it."""
+        source = self._source(name)
+        if isinstance(source, Tensor):
+            return source.dtype
+        none: Tensor = source[0:0] if source.get_shape() else self[name]
+        return none.dtype
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """A tensor as consecutive blocks of rows, each of which is of use until the next one is asked for."""
+        shape = self.shape(name)
+        if not shape or not math.prod(shape):
+            yield self[name]
+            return
+        rows = max(1, PIECE * shape[0] // (math.prod(shape) * self.dtype(name).itemsize))
+        for start in range(0, shape[0], rows):
+            yield self._count(self._source(name)[start : start + rows])
+
+    def _source(self, name: str) -> Any:
+        """What has the tensor's shape and type, and its rows by index; reads nothing."""
+        opened = self._open(self._files[name])
+        return opened[name] if isinstance(opened, dict) else opened.get_slice(name)
+
+    def _open(self, file: Path) -> Any:
+        """An open safetensors file, or the named tensors of a mapped one of PyTorch."""
+        if self._since_opened > _KEPT:
+            self._opened = {one: opened for one, opened in self._opened.items() if one in self._unmapped}
+            self._since_opened = 0
+        if file not in self._opened:
+            if file.suffix == ".safetensors":
+                self._opened[file] = _open_safetensors(file)
+            else:
+                self._opened[file], mapped = _open_pickled(file)
+                self._unmapped |= set() if mapped else {file}
+        return self._opened[file]
+
+    def _count(self, tensor: Tensor) -> Tensor:
+        self.bytes_read += tensor.nbytes
+        self._since_opened += tensor.nbytes
+        return tensor
 
 
 def fill(
@@ -87,7 +139,8 @@ def fill(
         weights: files by any key.
         places: for each key of ``weights``, where its tensors belong.
         unused: whether a place is of no use to the model, so that its tensor may be there.
-        load: whether to read the tensors; without, names and shapes are checked and nothing is filled.
+        load: whether to read the tensors; without, names, shapes and types are checked and it is noted where
+            the tensors lie, for ``stored.load_weights``.
 
     Raises:
         CheckpointError: tensors that are missing, have no place, another shape, or are stored in a type that
@@ -118,16 +171,12 @@ def fill(
     for part, module in parts.items():
         chosen = {place: source for place, source in found.items() if place.startswith(f"{part}.")}
         for place, (files, name) in chosen.items():
-            _check_shape(files, name, wanted[place])
-        if not load:
-            continue
-        state = {
-            place.removeprefix(f"{part}."): _read(*source, wanted[place]) for place, source in chosen.items()
-        }
-        module.load_state_dict(state, assign=True, strict=False)
-        tie = getattr(module, "tie_weights", None)
-        if callable(tie):
-            tie()
+            _check(files, name, wanted[place])
+        sources = {place.removeprefix(f"{part}."): Source(*source) for place, source in chosen.items()}
+        if load:
+            load_from(module, sources)
+        else:
+            note(module, sources)
 
 
 @contextmanager
@@ -161,26 +210,19 @@ def _tied(parts: Mapping[str, nn.Module], found: Any) -> set[str]:
     return {place for group in shared.values() if set(group) & set(found) for place in group}
 
 
-def _check_shape(weights: Weights, name: str, wanted: Tensor) -> None:
+def _check(weights: Weights, name: str, wanted: Tensor) -> None:
     if weights.shape(name) != tuple(wanted.shape):
         raise CheckpointError(
             f"checkpoint {weights.folder}: {name} is {list(weights.shape(name))}, its config.json asks for "
             f"{list(wanted.shape)}"
         )
-
-
-def _read(weights: Weights, name: str, wanted: Tensor) -> Tensor:
-    tensor = weights[name]
-    if not wanted.is_floating_point():
-        return tensor
-    if tensor.dtype not in _STORED:
-        kind = str(tensor.dtype).removeprefix("torch.")
+    dtype = weights.dtype(name)
+    if wanted.is_floating_point() and dtype not in _STORED:
+        kind = str(dtype).removeprefix("torch.")
         raise CheckpointError(
             f"checkpoint {weights.folder}: {name} is stored as {kind}; give the checkpoint in float32, "
             "float16 or bfloat16, not one that is quantized already"
         )
-    # A copy: a tensor that lies in a mapped file would change, or vanish, with that file.
-    return tensor.to(torch.float32, copy=True).contiguous()
 
 
 def _files(folder: Path) -> dict[Path, set[str]]:
@@ -211,21 +253,23 @@ def _files(folder: Path) -> dict[Path, set[str]]:
     )
 
 
-def _open_safetensors(file: Path) -> dict[str, Any]:
+def _open_safetensors(file: Path) -> Any:
     try:
-        opened = safe_open(str(file), framework="pt")
-        return dict.fromkeys(opened.keys(), opened)
+        return safe_open(str(file), framework="pt")
     except (OSError, SafetensorError) as error:
         raise _broken(file, error) from error
 
 
-def _open_pickled(file: Path) -> dict[str, Any]:
+def _open_pickled(file: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of a file, and whether it is mapped; one that cannot be lies in memory as a whole."""
+    mapped = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle's version; what cannot be read is said below
             try:
                 loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # a file of before 2020, or a broken one
+                mapped = False
                 loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -238,7 +282,7 @@ def _open_pickled(file: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file} holds something else than named tensors; get the checkpoint as safetensors"
         )
-    return loaded
+    return loaded, mapped
 
 
 def _broken(file: Path, error: Exception) -> CheckpointError:

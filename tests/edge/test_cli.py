@@ -242,6 +242,12 @@ def test_bad_bundles(run: Run, image: Path, half: Path, nobody: str) -> None:
     one_error(run("ask", "--image", image, "what?", server=nobody), 4, "give the client half")
 
 
+def test_bundle_of_a_newer_version(run: Run, image: Path, half: Path, nobody: str) -> None:
+    tiny.edit_manifest(half, schema=2)
+    says = "has schema 2, this version reads 1; install a newer qtl-edge"
+    one_error(run("ask", "--image", image, "what?", server=nobody), 4, says)
+
+
 def test_bad_servers(run: Run, serve: Serve, image: Path, nobody: str) -> None:
     def die(request: Request) -> None:
         raise Die

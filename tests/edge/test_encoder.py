@@ -61,6 +61,30 @@ def test_graph_that_cannot_be_loaded(half: Path) -> None:
         encoder(half)
 
 
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        (b"\x08\x08", "IR version: 99"),  # ir_version 8
+        (b"\x10\x11", "[Oo]pset"),  # opset 17
+    ],
+)
+@pytest.mark.parametrize("made_by", ["999.1.0", ""])
+def test_graph_of_a_newer_exporter(half: Path, field: bytes, said: str, made_by: str) -> None:
+    data = (half / "client.onnx").read_bytes()
+    start = 0 if field[0] == 8 else len(data) - len(field)
+    assert data[start : start + 2] == field
+    (half / "client.onnx").write_bytes(data[:start] + field[:1] + b"\x63" + data[start + 2 :])
+    _relist(half)
+    if made_by:
+        tiny.edit_manifest(half, made_by={"onnxruntime": made_by})
+    remedy = (
+        rf"install onnxruntime {made_by} or newer \(here is" if made_by else "install a newer onnxruntime"
+    )
+    with pytest.raises(BundleError, match=rf"onnxruntime \S+ cannot load .*{said}.*{remedy}") as caught:
+        encoder(half)
+    assert caught.value.exit_code == 4 and "\n" not in str(caught.value)
+
+
 def test_graph_that_is_not_the_manifests(half: Path, tmp_path: Path) -> None:
     graph = (half / "client.onnx").read_bytes()
     larger = tmp_path / "larger"

@@ -120,6 +120,16 @@ def test_tampered_half(run: Run, half: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_half_of_a_newer_version(run: Run, half: Path) -> None:
+    manifest = (half / "manifest.json").read_text()
+    assert '"schema": 1' in manifest
+    (half / "manifest.json").write_text(manifest.replace('"schema": 1', '"schema": 2'))
+    done = run(str(half), "--bind", "tcp://127.0.0.1:*")
+    assert done.returncode == 4
+    (line,) = done.stderr.splitlines()
+    assert "has schema 2, this version reads 1; install a newer qtl-edge" in line
+
+
 def test_client_half(run: Run, half: Path) -> None:
     manifest = (half / "manifest.json").read_text()
     (half / "manifest.json").write_text(manifest.replace('"half": "server"', '"half": "client"'))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,9 +44,11 @@ from qtl_core.nn.families.base import (
     quiet,
     read_json,
 )
+from qtl_core.nn.families.llava import place
 from qtl_core.nn.model import SplitModel, TowerSettings, VisionEncoder
 from qtl_core.nn.pictures import PROCESSOR_FILE, picture_of
 from qtl_core.nn.prompts import split_template
+from qtl_core.nn.weights import Weights, fill, without_weights
 
 NAME = "qtl"
 SETTINGS_FILE = "qtl.json"
@@ -63,8 +66,6 @@ def _claims(folder: Path, config: Mapping[str, Any]) -> bool:
 
 
 def _read(folder: Path, config: dict[str, Any], quantizer: str, load: bool) -> Checkpoint:
-    # Small, and read by transformers itself: there is nothing to save by not loading it.
-    del load
     for name in ("model.safetensors", "tokenizer.json", PROCESSOR_FILE, SETTINGS_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(f"checkpoint {folder} has no {name}; is the download complete?")
@@ -72,7 +73,7 @@ def _read(folder: Path, config: dict[str, Any], quantizer: str, load: bool) -> C
     stem.register()
     try:
         with quiet():
-            llava = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+            llava = _whole(folder) if load else _without_weights(folder)
         weights = load_file(folder / WEIGHTS_FILE)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {first_line(error)}") from error
@@ -80,6 +81,8 @@ def _read(folder: Path, config: dict[str, Any], quantizer: str, load: bool) -> C
     processor = read_json(folder / PROCESSOR_FILE)
     picture, tower = _picture_settings(processor, settings, llava.config)
     model = assemble(llava, settings, tower)
+    if not load:
+        _note_weights(folder, model)
     _take(dict(_ours(model)), weights, folder)
     further = _read_further(folder, model.vision_quantizer.width)
     if quantizer:
@@ -109,10 +112,38 @@ FAMILY = Family(NAME, "llava", _claims, _read)
 """Our own layout."""
 
 
+def _whole(folder: Path) -> LlavaForConditionalGeneration:
+    llava: LlavaForConditionalGeneration = LlavaForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32
+    )
+    return llava
+
+
+def _without_weights(folder: Path) -> LlavaForConditionalGeneration:
+    with without_weights():
+        return LlavaForConditionalGeneration(LlavaConfig.from_pretrained(folder))
+
+
+def _note_weights(folder: Path, model: SplitModel) -> None:
+    fill(
+        {
+            "tower": model.vision.tower,
+            "connector": model.vision.connector,
+            "decoder": model.decoder.language_model,
+        },
+        {"all": Weights(folder)},
+        {"all": place},
+        unused=lambda name: name.startswith("tower.head."),
+        load=False,
+    )
+
+
 def assemble(llava: LlavaForConditionalGeneration, settings: Settings, tower: TowerSettings) -> SplitModel:
     """Cuts a LLaVA of transformers after its connector; the quantizers are new."""
     config = llava.config
-    language_model = AutoModelForCausalLM.from_config(config.text_config)
+    # Only what is around its two parts is new; of a model without weights it has none either.
+    with without_weights() if next(llava.parameters()).is_meta else nullcontext():
+        language_model = AutoModelForCausalLM.from_config(config.text_config)
     language_model.model = llava.model.language_model
     language_model.lm_head = llava.lm_head
     width = llava.model.language_model.config.hidden_size

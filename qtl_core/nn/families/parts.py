@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -162,7 +163,8 @@ def tied(said: bool, head: tuple[Weights, str] | None, table: tuple[Weights, str
         return said
     if head[0].shape(head[1]) != table[0].shape(table[1]):
         return False
-    return bool((head[0][head[1]] == table[0][table[1]]).all())
+    pieces = zip(head[0].pieces(head[1]), table[0].pieces(table[1]), strict=False)
+    return all(torch.equal(a.to(b.dtype), b) for a, b in pieces)
 
 
 def refuse_quantized(folder: Path, config: Mapping[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Memory of an export: ``python -m benchmarks.export_memory``."""
