@@ -192,7 +192,7 @@ def _idle(name: str, vision: VisionEncoder) -> bool:
     """Whether a parameter or layer of the tower is behind the last hidden state that is read."""
     before, found, rest = name.partition(_LAYERS)
     if not found or not before.startswith("tower."):
-        return "post_layernorm" in name
+        return "post_layernorm" in name and not vision.settings.final_norm
     depth = int(vision.tower.config.num_hidden_layers)
     chosen = vision.settings.feature_layer
     read = [layer if layer >= 0 else depth + 1 + layer for layer in _several(chosen)]
