@@ -25,7 +25,7 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True):
     """What ``inspect`` found.
 
     Attributes:
-        checkpoint: the folder.
+        checkpoint: the folder, or the id of the hub that was given.
         family: its family.
         tower: kind of vision tower.
         connector: class of the connector.
@@ -102,7 +102,7 @@ def inspect(path: Path, quantizer: str = "") -> Inspected:
     """Looks at a checkpoint; names and shapes of its tensors are checked on the way.
 
     Args:
-        path: the folder.
+        path: the folder, or an id of the hub.
         quantizer: one of its further vision quantizers; "" for its own.
 
     Raises:
@@ -136,7 +136,7 @@ def inspect(path: Path, quantizer: str = "") -> Inspected:
         code_dim=code_dim,
         client_parameters=weights,
         server_parameters=_count(model.decoder),
-        file_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        file_bytes=sum(file.stat().st_size for file in checkpoint.path.rglob("*") if file.is_file()),
         gflop=gflop,
         peak_bytes=4 * weights + peak,
         bytes_by_bits={**by_bits, "16": 2 * tokens * width},
