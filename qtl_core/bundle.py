@@ -177,6 +177,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             has none. They are not part of the fingerprint: the handshake compares this digest.
         made_by: versions of the programs that made it, opset and IR version included.
         validation: what validation measured, numbers and the settings they belong to.
+        gflop: floating-point operations of the client graph for one picture, in 1e9 (a multiplication and an
+            addition are two); 0 where nobody counted, and in the server half.
         schema: version of this layout.
     """
 
@@ -192,6 +194,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tables: Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?\Z")] = ""
     made_by: dict[str, str] = {}
     validation: dict[str, Any] = {}
+    gflop: Annotated[float, Meta(ge=0)] = 0.0
     schema: int = SCHEMA
 
     @property

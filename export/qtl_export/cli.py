@@ -46,6 +46,14 @@ Exit codes: 2 wrong command line, 3 pictures, 4 checkpoint, bundle or failed val
 9 this machine (disk).
 """
 
+_INSPECT_EXAMPLE = """
+\b
+Examples:
+  qtl-export inspect                       the shipped checkpoint
+  edge_runtime bench --json > pi.json      on the device, with any bundle of about the same size
+  qtl-export inspect --bench pi.json org/name
+"""
+
 
 class _ExportByDefault(click.Group):
     """A group whose command ``export`` needs no name: ``qtl-export C`` is ``qtl-export export C``."""
@@ -189,11 +197,17 @@ def export(
     return _export(config, as_json)
 
 
-@cli.command()
+@cli.command(epilog=_INSPECT_EXAMPLE)
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--quantizer", default="", metavar="NAME", help="One of the checkpoint's further quantizers.")
+@click.option(
+    "--bench",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="What `edge_runtime bench --json` wrote on a device: also say how long a picture would take there.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(checkpoint: Path | None, quantizer: str, as_json: bool) -> int:
+def inspect(checkpoint: Path | None, quantizer: str, bench: Path | None, as_json: bool) -> int:
     """Say what CHECKPOINT is and what its client half would cost, without loading its weights.
 
     CHECKPOINT is a folder, or org/name on the Hugging Face hub, which is then downloaded whole.
@@ -203,7 +217,7 @@ def inspect(checkpoint: Path | None, quantizer: str, as_json: bool) -> int:
     """
     with Progress().stage("starting PyTorch"):
         looked = _needing_extra("qtl_export.inspecting")
-    found = looked.inspect(shipped.digits() if checkpoint is None else checkpoint, quantizer)
+    found = looked.inspect(shipped.digits() if checkpoint is None else checkpoint, quantizer, bench)
     click.echo(found.as_json() if as_json else found.as_text())
     return 0
 

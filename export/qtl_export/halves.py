@@ -21,6 +21,7 @@ from qtl_core.entropy import Tables
 from qtl_core.entropy_file import NAME as TABLES
 from qtl_core.entropy_file import write_tables
 from qtl_core.nn.checkpoint import Checkpoint
+from qtl_export.cost import client_cost
 from qtl_export.graph import GRAPH, IR_VERSION, OPSET, example
 
 _MADE_WITH: Final = ("torch", "transformers", "onnxscript", "onnxruntime", "numpy")
@@ -32,7 +33,10 @@ _APART: Final = (GOLDEN, TABLES)
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the two halves of a bundle share; ``tables`` are the entropy coder's, where it has any."""
+    """What the two halves of a bundle share; ``tables`` are the entropy coder's, where it has any.
+
+    ``gflop`` is what the client graph computes for a picture; only the client half says so.
+    """
 
     model: str
     cut: Cut
@@ -40,6 +44,7 @@ class Agreement:
     text: Text
     template: bundle.Template
     tables: Tables | None = None
+    gflop: float = 0.0
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, levels: int, text: str) -> Agreement:
@@ -50,6 +55,7 @@ class Agreement:
             checkpoint.picture,
             _text(checkpoint, levels, text),
             checkpoint.template,
+            gflop=client_cost(checkpoint, bool(levels)).gflop,
         )
 
     def fingerprint(self, work: Path) -> str:
@@ -80,6 +86,7 @@ class Agreement:
             tables="" if self.tables is None else self.tables.digest.hex(),
             made_by=versions(),
             validation=validation,
+            gflop=self.gflop if half == "client" else 0.0,
         )
         bundle.write_manifest(work / half, manifest)
         return manifest
