@@ -1,8 +1,8 @@
 """Seconds a picture to expect on a device, from what ``edge_runtime bench --json`` said there.
 
 The rate at which the device computed its bundle's client graph is taken for the rate at which it computes
-another one. Small graphs spend a larger share of their time on other things than arithmetic, so a rate that
-was measured on a much smaller graph makes a larger one look slower than it is.
+another one. From one base tower to others that held within 11 % where it was tried (docs/devices.md); a tiny
+graph spends a larger share of its time on other things than arithmetic, and says less.
 """
 
 from __future__ import annotations
@@ -155,9 +155,9 @@ def rows_of(expected: Expected) -> list[tuple[str, str]]:
 def _assumed(times: float) -> str:
     same = "the rate of the graph that was timed"
     if times > ROUGH:
-        return f"{same}, which has {times:,.0f} times fewer operations: likely less time than that"
+        return f"{same}, which has {times:,.0f} times fewer operations: a rough guide"
     if times < 1 / ROUGH:
-        return f"{same}, which has {1 / times:,.0f} times more operations: likely more time than that"
+        return f"{same}, which has {1 / times:,.0f} times more operations: a rough guide"
     return same
 
 
