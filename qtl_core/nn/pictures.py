@@ -91,14 +91,15 @@ def picture_of(
 
     Args:
         processor: the image processor's configuration.
-        fit: where another setting decides how a picture becomes square; None for what the processor does.
+        fit: where another setting decides how a picture becomes square, for any kind of processor; None for
+            what the processor does.
         floor_pad: whether the colour of that padding is the mean cut off to whole numbers, not rounded; where
             the processor itself pads, it always is.
 
     Raises:
         CheckpointError: something is missing, or the processor does what is not supported here.
     """
-    told = _with_defaults(processor)
+    told = _with_defaults(processor, known_only=fit is None)
     try:
         own, resized, final = _sizes(told, fit)
         mean = _channels(told, "image_mean")
@@ -129,17 +130,17 @@ def picture_of(
     return picture, _scaled(shift, times), _scaled(scale, times)
 
 
-def _with_defaults(processor: Mapping[str, Any]) -> dict[str, Any]:
+def _with_defaults(processor: Mapping[str, Any], *, known_only: bool) -> dict[str, Any]:
     """The configuration with what its kind takes for granted; None stands for not being told."""
     name = processor.get("image_processor_type") or processor.get("feature_extractor_type")
     kind = str(name).removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-    if name and kind not in _KINDS:
+    if name and known_only and kind not in _KINDS:
         raise CheckpointError(
             f"{PROCESSOR_FILE}: image processor {name!r} is not supported; known here: {', '.join(_KINDS)}"
         )
     told = {key: value for key, value in processor.items() if value is not None}
     told["image_processor_type"] = kind if name else None
-    return {**(_KINDS[kind] if name else {}), **told}
+    return {**_KINDS.get(kind, {}), **told}
 
 
 def _sizes(told: Mapping[str, Any], fit: Fit | None) -> tuple[Fit, _Side, _Side]:

@@ -64,6 +64,10 @@ def test_what_a_file_leaves_out_is_what_its_kind_takes_for_granted() -> None:
         assert (picture.width, picture.fit, picture.resample, mean[0]) == (224, "crop", "bicubic", 0.48145466)
     picture, mean, _ = picture_of({"image_processor_type": "SiglipImageProcessor", "do_convert_rgb": None})
     assert (picture.width, picture.fit, picture.resample, mean[0]) == (224, "square", "bicubic", 0.5)
+    # Where a family says how a picture becomes square, any kind may fill in the rest.
+    other = {"image_processor_type": "LlavaOnevisionImageProcessor", "size": {"height": 56, "width": 48}}
+    picture, _, _ = picture_of({**other, "image_mean": 0.5, "image_std": [0.5] * 3, "do_pad": True}, "square")
+    assert (picture.height, picture.width, picture.fit, picture.resized) == (56, 48, "square", None)
     old = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 336, "crop_size": 336}
     assert picture_of(old)[0].height == 336
 
