@@ -97,6 +97,7 @@ def as_json_object(
             "model": manifest.model,
             "fingerprint": manifest.fingerprint,
             "picture": [manifest.picture.height, manifest.picture.width],
+            "gflop": manifest.gflop or None,
         },
         "rows": [_row(one) for one in timings],
         "chosen": None if best is None else _row(best),

@@ -31,9 +31,12 @@ JPEG_QUALITY: Final = 90
 # Resizing a long, narrow picture passes through one that is as wide as the target and as high as the source;
 # padding passes through a square. Neither may be larger than so many times the cap on pixels.
 _PASSING: Final = 4
-_WHITE: Final = (255, 255, 255)
-_RESAMPLE: Final = {
+_WHITE: Final = (255, 255, 255, 255)
+_RESAMPLE: Final[dict[bundle.Resample, Image.Resampling]] = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
@@ -131,7 +134,7 @@ def fit(image: Image.Image, spec: bundle.Picture) -> Pixels:
     """
     width, height = image.size
     side = max(width, height)
-    target = _covering(width, height, spec) if spec.fit == "crop" else (spec.width, spec.height)
+    target = _resized(width, height, spec)
     # Cropping ends in a picture that is long, too.
     passing = side * side if spec.fit == "pad" else target[0] * max(height, target[1])
     if passing > _PASSING * spec.max_pixels:
@@ -145,16 +148,21 @@ def fit(image: Image.Image, spec: bundle.Picture) -> Pixels:
     if image.size != target:
         image = image.resize(target, resample=_RESAMPLE[spec.resample])
     if image.size != (spec.width, spec.height):
+        # What lies outside of the picture becomes black.
         left, upper = (target[0] - spec.width) // 2, (target[1] - spec.height) // 2
         image = image.crop((left, upper, left + spec.width, upper + spec.height))
     return np.asarray(image, dtype=np.uint8)
 
 
-def _covering(width: int, height: int, spec: bundle.Picture) -> tuple[int, int]:
-    """Size at which a picture's shorter side is the target's (a square), and the longer one rounded down."""
+def _resized(width: int, height: int, spec: bundle.Picture) -> tuple[int, int]:
+    """Width and height that a picture is resized to before its middle is taken."""
+    to_height, to_width = (spec.height, spec.width) if spec.resized is None else spec.resized
+    if spec.fit != "crop":
+        return to_width, to_height
+    # The shorter side becomes the target's, a square's, and the longer one is rounded down.
     short, long = sorted((width, height))
-    longer = spec.width * long // short
-    return (spec.width, longer) if width <= height else (longer, spec.height)
+    longer = to_width * long // short
+    return (to_width, longer) if width <= height else (longer, to_width)
 
 
 def jpeg_size(pixels: Pixels, quality: int = JPEG_QUALITY) -> int:
@@ -235,9 +243,8 @@ def _rgb(name: str, image: Image.Image) -> Image.Image:
         raise PictureError(f"{name} has floating-point pixels, whose range is unknown; give an 8-bit picture")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        canvas = Image.new("RGB", rgba.size, _WHITE)
-        canvas.paste(rgba, mask=rgba.getchannel("A"))
-        return canvas
+        # Image processors of transformers composite so, to the last bit.
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
     # Always a copy: the caller's image is never changed, nor kept open.
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 

@@ -35,6 +35,7 @@ Hex: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Sha256: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Byte: TypeAlias = Annotated[int, Meta(ge=0, le=255)]
 Scaling: TypeAlias = Literal["image", "frozen", "none"]
+Resample: TypeAlias = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 # Files a program would load. One that the manifest does not list has no hash: somebody put it there later.
 _LOADABLE: Final = frozenset(
@@ -108,14 +109,17 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
             until its shorter side fits, and cuts off what is over on both ends of the longer one.
         pad_colour: RGB of the padding.
         max_pixels: pictures with more pixels than this are refused before they are decoded.
+        resized: height and width it is resized to where these are not the graph's (for "crop" the shorter
+            side, twice): then the middle is taken, with black around it where it is too small.
     """
 
     height: Size
     width: Size
-    resample: Literal["bilinear", "bicubic", "lanczos"]
+    resample: Resample
     fit: Literal["square", "pad", "crop"]
     pad_colour: tuple[Byte, Byte, Byte]
     max_pixels: Size = 50_000_000
+    resized: tuple[Size, Size] | None = None
 
 
 class Text(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +178,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             has none. They are not part of the fingerprint: the handshake compares this digest.
         made_by: versions of the programs that made it, opset and IR version included.
         validation: what validation measured, numbers and the settings they belong to.
+        gflop: floating-point operations of the client graph for one picture, in 1e9 (a multiplication and an
+            addition are two); 0 where nobody counted, and in the server half.
         schema: version of this layout.
     """
 
@@ -189,6 +195,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tables: Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?\Z")] = ""
     made_by: dict[str, str] = {}
     validation: dict[str, Any] = {}
+    gflop: Annotated[float, Meta(ge=0)] = 0.0
     schema: int = SCHEMA
 
     @property
@@ -233,8 +240,11 @@ def fingerprint(
         client_sha: SHA-256 of the client graph, hex.
         server_sha: SHA-256 of the server's weights, hex.
     """
-    agreement = [cut, picture, text, template, client_sha, server_sha]
-    text_form = json.dumps(msgspec.to_builtins(agreement), sort_keys=True, separators=(",", ":"))
+    agreement = msgspec.to_builtins([cut, picture, text, template, client_sha, server_sha])
+    # It came later: bundles that do not use it keep the fingerprint they have.
+    if picture.resized is None:
+        del agreement[1]["resized"]
+    text_form = json.dumps(agreement, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text_form.encode()).hexdigest()[:32]
 
 

@@ -39,6 +39,8 @@ def write_card(
         else f"{shape} unquantized half-precision features"
     )
     fit = {"square": "stretched", "pad": "padded to a square", "crop": "cropped to its middle"}[picture.fit]
+    if picture.resized is not None:
+        fit += ", resized to {} x {} and that cropped or framed in black".format(*picture.resized[::-1])
     facts = [
         ("model", f"`{agreement.model}`"),
         ("fingerprint of the pair", f"`{fingerprint}`"),

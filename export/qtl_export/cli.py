@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import signal
 import sys
@@ -37,11 +38,20 @@ Examples:
   qtl-export --bits 2 --calibrate DIR MY   a quantizer for a checkpoint that has none, from pictures
   qtl-export --bits 16 -o baseline         unquantized features, the yardstick
   qtl-export inspect CHECKPOINT            what it is, and what its client half would cost
+  qtl-export --bits 16 org/name@main       a checkpoint of the hub; it stays in the hub's cache
   qtl-export --bits 2 --validate 3500      compare a million codes of the shipped model
 
 \b
 Exit codes: 2 wrong command line, 3 pictures, 4 checkpoint, bundle or failed validation, 8 missing extra,
 9 this machine (disk).
+"""
+
+_INSPECT_EXAMPLE = """
+\b
+Examples:
+  qtl-export inspect                       the shipped checkpoint
+  edge_runtime bench --json > pi.json      on the device, with any bundle of about the same size
+  qtl-export inspect --bench pi.json org/name
 """
 
 
@@ -68,10 +78,10 @@ class _ExportByDefault(click.Group):
 def cli() -> None:
     """Export CHECKPOINT to a bundle: a client half for the device and a server half.
 
-    CHECKPOINT is a folder; by default the one that comes with this package. Its own configuration says of
-    which family it is: ours (Hugging Face's LLaVA layout with quantizers beside it), Hugging Face's LLaVA,
-    TinyLLaVA Factory, or Quantized-TinyLLaVA. The bundle is validated with the device's own code before it is
-    put in place.
+    CHECKPOINT is a folder, or org/name or org/name@revision on the Hugging Face hub; by default the one that
+    comes with this package. Its own configuration says of which family it is: ours (Hugging Face's LLaVA
+    layout with quantizers beside it), Hugging Face's LLaVA or PaliGemma, TinyLLaVA Factory, or
+    Quantized-TinyLLaVA. The bundle is validated with the device's own code before it is put in place.
     """
 
 
@@ -195,19 +205,27 @@ def export(
     return _export(config, as_json)
 
 
-@cli.command()
+@cli.command(epilog=_INSPECT_EXAMPLE)
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--quantizer", default="", metavar="NAME", help="One of the checkpoint's further quantizers.")
+@click.option(
+    "--bench",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="What `edge_runtime bench --json` wrote on a device: also say how long a picture would take there.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(checkpoint: Path | None, quantizer: str, as_json: bool) -> int:
+def inspect(checkpoint: Path | None, quantizer: str, bench: Path | None, as_json: bool) -> int:
     """Say what CHECKPOINT is and what its client half would cost, without loading its weights.
+
+    CHECKPOINT is a folder, or org/name on the Hugging Face hub, which is then downloaded whole.
 
     Family, tower, tokens and widths at the cut, sizes, the client graph's GFLOP and memory for a picture, and
     bytes a picture at 1 to 8 bits. Names and shapes of all tensors are checked.
     """
     with Progress().stage("starting PyTorch"):
         looked = _needing_extra("qtl_export.inspecting")
-    found = looked.inspect(shipped.digits() if checkpoint is None else checkpoint, quantizer)
+    found = looked.inspect(shipped.digits() if checkpoint is None else checkpoint, quantizer, bench)
     click.echo(found.as_json() if as_json else found.as_text())
     return 0
 
@@ -222,6 +240,8 @@ def _export(config: ExportConfig, as_json: bool) -> int:
     progress = Progress()
     with progress.stage("starting PyTorch"):
         exporter = _needing_extra("qtl_export.exporter")
+        hub = _needing_extra("qtl_core.nn.hub")
+    config = dataclasses.replace(config, checkpoint=hub.checkpoint_folder(config.checkpoint))
     exported = exporter.export(config, progress)
     if not exported.validation["passed"] and exported.validation["pictures"]:
         click.echo("warning: validation failed, and the bundle was put in place by --force", err=True)

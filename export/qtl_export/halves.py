@@ -22,6 +22,7 @@ from qtl_core.entropy import Tables
 from qtl_core.entropy_file import NAME as TABLES
 from qtl_core.entropy_file import write_tables
 from qtl_core.nn.checkpoint import Checkpoint
+from qtl_export.cost import client_cost
 from qtl_export.graph import GRAPH, IR_VERSION, OPSET, example
 
 HALVES: Final[tuple[HalfName, ...]] = ("client", "server")
@@ -44,6 +45,7 @@ class Agreement:
         template: the prompt.
         tables: the entropy coder's, where there are any.
         hashed: size and hash of large files that were hashed while they were written, by half and name.
+        gflop: what the client graph computes for a picture; only the client half says so.
     """
 
     model: str
@@ -53,6 +55,7 @@ class Agreement:
     template: bundle.Template
     tables: Tables | None = None
     hashed: dict[tuple[HalfName, str], FileEntry] = field(default_factory=dict)
+    gflop: float = 0.0
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, levels: int, text: str) -> Agreement:
@@ -63,6 +66,7 @@ class Agreement:
             checkpoint.picture,
             _text(checkpoint, levels, text),
             checkpoint.template,
+            gflop=client_cost(checkpoint, bool(levels)).gflop,
         )
 
     def fingerprint(self, work: Path) -> str:
@@ -93,6 +97,7 @@ class Agreement:
             tables="" if self.tables is None else self.tables.digest.hex(),
             made_by=versions(),
             validation=validation,
+            gflop=self.gflop if half == "client" else 0.0,
         )
         bundle.write_manifest(work / half, manifest)
         return manifest

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from qtl_core.codes import packed_size
-from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint
-from qtl_core.nn.model import VisionEncoder
+from qtl_core.nn.checkpoint import load_checkpoint
 from qtl_export.config import QUANTIZED_BITS
-
-_LAYERS = ".layers."
+from qtl_export.cost import client_cost, client_parameters
+from qtl_export.expected_time import Expected, expect, rows_of
 
 
 class Inspected(msgspec.Struct, frozen=True, kw_only=True):
     """What ``inspect`` found.
 
     Attributes:
-        checkpoint: the folder.
+        checkpoint: the folder, or the id of the hub that was given.
         family: its family.
         tower: kind of vision tower.
         connector: class of the connector.
@@ -45,6 +40,7 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True):
         peak_bytes: estimate of the client graph's memory for one picture in float32: its weights, and what
             its largest single operation reads and writes.
         bytes_by_bits: payload of a picture at 1 to 8 bits, packed; "16" for unquantized features.
+        bench: seconds to expect on the device whose measurement was given; None where none was.
     """
 
     checkpoint: str
@@ -66,6 +62,7 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True):
     gflop: float
     peak_bytes: int
     bytes_by_bits: dict[str, int]
+    bench: Expected | None = None
 
     def as_json(self) -> str:
         """One line of JSON."""
@@ -88,6 +85,8 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True):
             ("files", _mega(self.file_bytes)),
             ("bytes a picture", "  ".join(f"{bits} bit: {n:,}" for bits, n in self.bytes_by_bits.items())),
         ]
+        if self.bench is not None:
+            rows += rows_of(self.bench)
         wide = max(len(name) for name, _ in rows)
         return "\n".join([self.checkpoint, *(f"  {name:<{wide}}  {value}" for name, value in rows)])
 
@@ -98,27 +97,28 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.coded_tokens} x {self.code_dim} codes, {levels} levels by default, scaling {scaling}"
 
 
-def inspect(path: Path, quantizer: str = "") -> Inspected:
+def inspect(path: Path, quantizer: str = "", bench: Path | None = None) -> Inspected:
     """Looks at a checkpoint; names and shapes of its tensors are checked on the way.
 
     Args:
-        path: the folder.
+        path: the folder, or an id of the hub.
         quantizer: one of its further vision quantizers; "" for its own.
+        bench: what ``edge_runtime bench --json`` wrote on a device, to say what to expect there.
 
     Raises:
         CheckpointError: as ``load_checkpoint``.
+        InputError: ``bench`` is no such file, or does not say enough.
     """
     checkpoint = load_checkpoint(path, quantizer=quantizer, weights=False)
     model, settings = checkpoint.model, checkpoint.settings.vision
-    vision = model.vision.to("meta")
-    gflop, peak, tower_features, features = _cost(vision, checkpoint)
-    tokens, width = features.shape[1:]
+    vision, cost = model.vision, client_cost(checkpoint, model.quantized)
+    tokens, width = cost.tokens, cost.width
     coded = tokens // settings.merge**2 if model.quantized else tokens
     code_dim = settings.code_dim if model.quantized else width
-    needed = [parameter for name, parameter in vision.named_parameters() if not _idle(name, vision)]
-    weights = sum(parameter.numel() for parameter in needed)
+    weights = client_parameters(vision)
     if model.quantized:
         weights += sum(parameter.numel() for parameter in model.vision_quantizer.in_proj.parameters())
+    peak = 4 * weights + cost.largest_bytes
     by_bits = {str(bits): packed_size(coded * code_dim, 1 << bits) for bits in QUANTIZED_BITS}
     return Inspected(
         checkpoint=str(path),
@@ -129,78 +129,19 @@ def inspect(path: Path, quantizer: str = "") -> Inspected:
         picture=(checkpoint.picture.width, checkpoint.picture.height),
         fit=checkpoint.picture.fit,
         tokens=tokens,
-        tower_width=tower_features.shape[-1],
+        tower_width=cost.tower_width,
         width=width,
         quantizer=msgspec.to_builtins(settings) if model.quantized else None,
         coded_tokens=coded,
         code_dim=code_dim,
         client_parameters=weights,
         server_parameters=_count(model.decoder),
-        file_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        gflop=gflop,
-        peak_bytes=4 * weights + peak,
+        file_bytes=sum(file.stat().st_size for file in checkpoint.path.rglob("*") if file.is_file()),
+        gflop=cost.gflop,
+        peak_bytes=peak,
         bytes_by_bits={**by_bits, "16": 2 * tokens * width},
+        bench=None if bench is None else expect(bench, cost.gflop, peak),
     )
-
-
-class _Largest(TorchDispatchMode):
-    """Bytes of activations that the largest single operation reads and writes."""
-
-    def __init__(self, weights: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.bytes = 0
-        self._weights = {id(tensor) for tensor in weights}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        touched = [*args, *(out if isinstance(out, tuple | list) else [out])]
-        live = {id(one): one for one in touched if isinstance(one, Tensor) and id(one) not in self._weights}
-        self.bytes = max(self.bytes, sum(one.numel() * one.element_size() for one in live.values()))
-        return out
-
-
-@torch.inference_mode()
-def _cost(vision: VisionEncoder, checkpoint: Checkpoint) -> tuple[float, int, Tensor, Tensor]:
-    """GFLOP, bytes of the largest operation, and valueless features before and after the connector."""
-    spec = checkpoint.picture
-    picture = torch.empty(1, spec.height, spec.width, 3, dtype=torch.uint8, device="meta")
-    with _Largest(vision.parameters()) as largest:
-        tower_features = vision.tower_features(picture)
-    counter = FlopCounterMode(display=False)
-    with counter:
-        features = vision(picture)
-    counts: dict[str, dict[Any, int]] = counter.get_flop_counts()
-    total = counter.get_total_flops()
-    root = f"{type(vision).__name__}."
-    # Layers behind the one that is read: PyTorch runs them, the graph does not have them.
-    idle = sum(
-        sum(by_operation.values())
-        for name, by_operation in counts.items()
-        if name.startswith(root) and _is_layer(name) and _idle(name.removeprefix(root) + ".", vision)
-    )
-    if checkpoint.model.quantized:
-        projection = checkpoint.model.vision_quantizer.in_proj
-        total += 2 * projection.weight.numel() * features.shape[1] // checkpoint.settings.vision.merge**2
-    return (total - idle) / 1e9, largest.bytes, tower_features, features
-
-
-def _is_layer(name: str) -> bool:
-    return _LAYERS in name and name.rpartition(_LAYERS)[2].isdigit()
-
-
-def _idle(name: str, vision: VisionEncoder) -> bool:
-    """Whether a parameter or layer of the tower is behind the last hidden state that is read."""
-    before, found, rest = name.partition(_LAYERS)
-    if not found or not before.startswith("tower."):
-        return "post_layernorm" in name
-    depth = int(vision.tower.config.num_hidden_layers)
-    chosen = vision.settings.feature_layer
-    read = [layer if layer >= 0 else depth + 1 + layer for layer in _several(chosen)]
-    return int(rest.partition(".")[0]) >= max(read)
-
-
-def _several(layer: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (layer,) if isinstance(layer, int) else layer
 
 
 def _count(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Checkpoints of every known family: a folder in, one ``Checkpoint`` out."""
+"""Checkpoints of every known family: a folder (or an id of the hub) in, one ``Checkpoint`` out."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from qtl_core.nn.families.digits import (
     save_checkpoint,
     save_quantizer,
 )
+from qtl_core.nn.hub import checkpoint_folder
 from qtl_core.nn.prompts import IMAGE_TOKEN
 from qtl_core.nn.stored import load_weights
 
@@ -47,7 +48,8 @@ def load_checkpoint(path: str | Path, *, quantizer: str = "", weights: bool = Tr
     """Reads a checkpoint folder.
 
     Args:
-        path: the folder, of any family in ``qtl_core.nn.families``.
+        path: the folder, of any family in ``qtl_core.nn.families``, or ``org/name`` or ``org/name@revision``
+            on the Hugging Face hub (``qtl_core.nn.hub``).
         quantizer: name of one of its further vision quantizers, which then takes the place of the
             checkpoint's own.
         weights: whether to load them. Without, names and shapes are checked and most parameters stay
@@ -55,10 +57,10 @@ def load_checkpoint(path: str | Path, *, quantizer: str = "", weights: bool = Tr
             loads what the device needs.
 
     Raises:
-        CheckpointError: if a file is missing or damaged, there is no quantizer of that name, or the
-            model is of another family.
+        CheckpointError: if a file is missing or damaged, there is no quantizer of that name, the
+            model is of another family, or the hub does not give it.
     """
-    folder = Path(path)
+    folder = checkpoint_folder(path)
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: it must be a folder with config.json in it")
     if not (folder / CONFIG_FILE).is_file():

@@ -3,7 +3,7 @@
 A causal language model of transformers, and two things that a small model trained from scratch
 needs: vectors that tell each picture token its place (they live on the server, so codes need not
 carry it), and attention in both directions among the picture's tokens. Both are settings of the
-checkpoint; a LLaVA from elsewhere has neither.
+checkpoint; a LLaVA from elsewhere has neither, a PaliGemma has the attention, over its whole prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-PICTURE_ATTENTION = ("causal", "bidirectional")
+PICTURE_ATTENTION = ("causal", "bidirectional", "prefix")
 
 
 class PictureDecoder(nn.Module):
@@ -23,9 +23,12 @@ class PictureDecoder(nn.Module):
 
     Args:
         language_model: a transformers causal language model.
-        picture_attention: "causal" or "bidirectional" among the picture's tokens.
+        picture_attention: "causal", "bidirectional" among the picture's tokens, or "prefix": the whole prompt
+            sees all of itself.
         picture_tokens: how many tokens a picture has if they get place vectors, one for each row and
             each column of their square grid; 0 for none.
+        logit_cap: c of scores c tanh(s / c); None for scores as they are. It changes no order, so a server,
+            which answers greedily, does without.
 
     Raises:
         ValueError: for an unknown kind of attention, or tokens that are no square grid.
@@ -34,7 +37,11 @@ class PictureDecoder(nn.Module):
     picture_places: nn.Parameter | None
 
     def __init__(
-        self, language_model: PreTrainedModel, picture_attention: str, picture_tokens: int = 0
+        self,
+        language_model: PreTrainedModel,
+        picture_attention: str,
+        picture_tokens: int = 0,
+        logit_cap: float | None = None,
     ) -> None:
         super().__init__()
         if picture_attention not in PICTURE_ATTENTION:
@@ -43,6 +50,7 @@ class PictureDecoder(nn.Module):
             )
         self.language_model = language_model
         self.picture_attention = picture_attention
+        self.logit_cap = logit_cap
         width = language_model.config.hidden_size
         self.picture_places = None
         if picture_tokens:
@@ -98,7 +106,8 @@ class PictureDecoder(nn.Module):
     def _masks(self, mask: Tensor) -> Tensor | dict[str, Tensor]:
         """The additive mask [batch, 1, n, seen + n] as the model's layers want it.
 
-        Layers that look back over a window only get a mask of their own.
+        Layers that look back over a window only get a mask of their own; tokens that see each other in both
+        directions do so over any distance.
         """
         config = self.language_model.config
         kinds = getattr(config, "layer_types", None) or ()
@@ -108,20 +117,26 @@ class PictureDecoder(nn.Module):
         n, seen_and_n = mask.shape[-2:]
         key = torch.arange(seen_and_n, device=mask.device)
         far = key <= key[seen_and_n - n :, None] - window
+        present = mask[..., seen_and_n - n :] == 0
+        far = far.expand(mask.shape).clone()
+        far[..., seen_and_n - n :] &= ~(present & present.transpose(-1, -2))
         near = mask.masked_fill(far, torch.finfo(mask.dtype).min)
         return {"full_attention": mask, "sliding_attention": near} if kinds else near
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the vocabulary, [..., vocabulary]."""
         scores: Tensor = self.language_model.get_output_embeddings()(hidden)
-        return scores
+        return scores if self.logit_cap is None else self.logit_cap * torch.tanh(scores / self.logit_cap)
 
     def prompt_mask(
         self, before: int, picture: int, after: int, device: torch.device | None = None
     ) -> Tensor:
         """Which of ``before`` + ``picture`` + ``after`` tokens see which: bool [n, n]."""
         n = before + picture + after
-        allowed = torch.ones(n, n, dtype=torch.bool, device=device).tril()
+        allowed = torch.ones(n, n, dtype=torch.bool, device=device)
+        if self.picture_attention == "prefix":
+            return allowed
+        allowed = allowed.tril()
         if self.picture_attention == "bidirectional":
             allowed[before : before + picture, before : before + picture] = True
         return allowed

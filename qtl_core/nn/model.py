@@ -22,12 +22,14 @@ class TowerSettings:
         mean, std: per-channel normalisation of values in 0..1.
         feature_layer: which hidden state of the tower the connector reads; of several, side by side.
         feature_select: "full", or "default" to drop the first token (a class token).
+        final_norm: whether the last hidden state is read behind the tower's last norm.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     feature_layer: int | tuple[int, ...]
     feature_select: str
+    final_norm: bool = False
 
 
 _MISSING = {
@@ -59,11 +61,15 @@ class VisionEncoder(nn.Module):
     def tower_features(self, picture: Tensor) -> Tensor:
         """Hidden states the connector reads, [batch, tokens, tower width], of uint8 [batch, h, w, 3]."""
         pixels = (picture.permute(0, 3, 1, 2).to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
-        states = self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states
         layer = self.settings.feature_layer
-        chosen: Tensor = (
-            states[layer] if isinstance(layer, int) else torch.cat([states[one] for one in layer], dim=-1)
-        )
+        chosen: Tensor
+        if self.settings.final_norm:
+            chosen = self.tower(pixel_values=pixels).last_hidden_state
+        else:
+            states = self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+            chosen = (
+                states[layer] if isinstance(layer, int) else torch.cat([states[one] for one in layer], dim=-1)
+            )
         return chosen[:, 1:] if self.settings.feature_select == "default" else chosen
 
     def forward(self, picture: Tensor) -> Tensor:

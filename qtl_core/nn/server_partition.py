@@ -43,7 +43,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         language_model: transformers' configuration of the decoder.
-        picture_attention: "causal" or "bidirectional" among the picture's tokens.
+        picture_attention: "causal", "bidirectional" among the picture's tokens, or "prefix".
         picture_places: whether there are place vectors.
         end_tokens: ids that end an answer.
         max_answer_tokens: where an answer is cut off unless the client asks for less.

@@ -256,7 +256,8 @@ def test_a_graph_that_the_manifest_does_not_list(tmp_path: Path) -> None:
         ("cut", {"width": -1}),
         ("cut", {"merge": 0}),
         ("picture", {"height": 0}),
-        ("picture", {"resample": "nearest"}),
+        ("picture", {"resample": "sharpest"}),
+        ("picture", {"resized": [0, 96]}),
         ("picture", {"fit": "stretch"}),
         ("picture", {"pad_colour": [0, 0, 256]}),
         ("picture", {"pad_colour": [0, 0]}),
@@ -327,12 +328,13 @@ def test_the_fingerprint_is_about_everything_both_halves_share() -> None:
     others = {
         bundle.fingerprint(replace(CUT, scaling="frozen"), PICTURE, TEXT, TEMPLATE, SHA, SHA),
         bundle.fingerprint(CUT, replace(PICTURE, fit="square"), TEXT, TEMPLATE, SHA, SHA),
+        bundle.fingerprint(CUT, replace(PICTURE, resized=(90, 90)), TEXT, TEMPLATE, SHA, SHA),
         bundle.fingerprint(CUT, PICTURE, replace(TEXT, max_tokens=9), TEMPLATE, SHA, SHA),
         bundle.fingerprint(CUT, PICTURE, TEXT, replace(TEMPLATE, between=""), SHA, SHA),
         bundle.fingerprint(CUT, PICTURE, TEXT, TEMPLATE, "1" * 64, SHA),
         bundle.fingerprint(CUT, PICTURE, TEXT, TEMPLATE, SHA, "1" * 64),
     }
-    assert len(others | {first}) == 7
+    assert len(others | {first}) == 8
 
 
 def test_the_fingerprint_does_not_change_from_one_version_to_the_next() -> None:

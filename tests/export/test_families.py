@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from edge_runtime.encoder import Encoder
 from edge_runtime.picture import prepare
 from qtl_core.bundle import open_half
 from qtl_export.cli import main
+from tests.export.test_unused_layers import layers_of
 from tests.nn import foreign
 from tests.nn.test_family_tinyllava import GOLDEN, stage_quantized
 
@@ -56,6 +58,9 @@ def test_quantized_tinyllava_is_exported_with_its_own_quantizers(
     said = json.loads(capsys.readouterr().out)
     assert (said["levels"], said["tokens"], said["code_dim"], said["payload_bytes"]) == (4, 15, 64, 240)
     assert said["validation"]["passed"] and said["validation"]["codes"]["compared"] == 64 * 15 * 64
+    # The last of its tower's four layers is not read, and not in the graph.
+    graph = onnx.load(bundle / "client" / "client.onnx").graph
+    assert layers_of([one.name for one in graph.initializer]) == {0, 1, 2}
     # The device's own code makes the bytes that project made of the picture.
     expected = np.load(GOLDEN / "quantized_tinyllava" / "expected.npz", allow_pickle=False)
     half = open_half(bundle / "client", "client")

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "qtl_training": {"qtl_core", "qtl_core.nn", "edge_runtime", "server_runtime"},
 }
 
-_NN = {"torch", "transformers", "safetensors", "tokenizers"}
+_NN = {"torch", "transformers", "safetensors", "tokenizers", "huggingface_hub"}
 _EXPORT = {"onnx", "onnxscript", "onnx_ir", "optimum"}
 _TRAIN = {"sklearn", "scipy", "tqdm", "matplotlib", "tomli"}
 _BENCH = {"vector_quantize_pytorch", "zstandard"}

@@ -19,7 +19,7 @@ from qtl_core.nn.pictures import usual_processor
 from qtl_training.build import train_tokenizer
 
 SIDE, PATCH, WIDTH = 28, 7, 32
-_TOWER = {
+TOWER = {
     "hidden_size": 24,
     "intermediate_size": 40,
     "num_hidden_layers": 3,
@@ -86,7 +86,7 @@ def make_llava(
     if decoder == "phi":
         settings["partial_rotary_factor"] = 0.5
     settings.setdefault("pad_token_id", 0)
-    vision = AutoConfig.for_model(tower, **_TOWER)
+    vision = AutoConfig.for_model(tower, **TOWER)
     tokens = (SIDE // PATCH) ** 2 + (tower == "clip_vision_model") - (select == "default")
     config = LlavaConfig(
         vision_config=vision,

@@ -53,21 +53,44 @@ def test_newer_and_older_spellings() -> None:
     assert (mean, std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     half = {"image_mean": [0.4814, 0.4578, 0.4082], "image_std": [0.5, 0.5, 0.5]}
     padded, _, _ = picture_of({**older, **half, "do_pad": True})
-    assert padded.fit == "pad" and padded.pad_colour == (123, 117, 104)
+    assert padded.fit == "pad" and padded.pad_colour == (122, 116, 104)
+    assert picture_of({**older, **half}, "pad")[0].pad_colour == (123, 117, 104)
     assert picture_of({**older, **half}, "pad", floor_pad=True)[0].pad_colour == (122, 116, 104)
+
+
+def test_what_a_file_leaves_out_is_what_its_kind_takes_for_granted() -> None:
+    for name in ("CLIPImageProcessor", "CLIPImageProcessorFast", "LlavaImageProcessor"):
+        picture, mean, _ = picture_of({"image_processor_type": name})
+        assert (picture.width, picture.fit, picture.resample, mean[0]) == (224, "crop", "bicubic", 0.48145466)
+    picture, mean, _ = picture_of({"image_processor_type": "SiglipImageProcessor", "do_convert_rgb": None})
+    assert (picture.width, picture.fit, picture.resample, mean[0]) == (224, "square", "bicubic", 0.5)
+    # Where a family says how a picture becomes square, any kind may fill in the rest.
+    other = {"image_processor_type": "LlavaOnevisionImageProcessor", "size": {"height": 56, "width": 48}}
+    picture, _, _ = picture_of({**other, "image_mean": 0.5, "image_std": [0.5] * 3, "do_pad": True}, "square")
+    assert (picture.height, picture.width, picture.fit, picture.resized) == (56, 48, "square", None)
+    old = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 336, "crop_size": 336}
+    assert picture_of(old)[0].height == 336
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"size": {}}, "'height' is missing"),
-        ({"size": {"shortest_edge": 64}}, "shorter side of 64"),
         ({"do_center_crop": False}, "shorter side of 56"),
-        ({"size": {"height": 60, "width": 60}}, "crop"),
-        ({"resample": 0}, "0 is missing or unknown"),
-        ({"rescale_factor": 0.5}, "divided by 255"),
-        ({"do_rescale": False}, "divided by 255"),
+        ({"size": {"shortest_edge": 56, "longest_edge": 90}}, "longest_edge"),
+        ({"do_resize": False}, "do_resize is off"),
+        ({"resample": 9}, "9 is missing or unknown"),
+        ({"rescale_factor": 0}, "no factor above 0"),
         ({"image_mean": [0.5]}, "is missing or unknown"),
+        ({"image_mean": [123.0, 116.0, 103.0], "do_pad": True}, "no colour to pad with"),
+        (
+            {"image_processor_type": "Siglip2ImageProcessor"},
+            "'Siglip2ImageProcessor' is not supported; known",
+        ),
+        (
+            {"image_processor_type": "CLIPImageProcessor", "do_pad": True, "pad_size": 64},
+            "do_pad of a CLIPImageProcessor",
+        ),
     ],
 )
 def test_what_is_not_supported_is_said(change: dict[str, Any], named: str) -> None:

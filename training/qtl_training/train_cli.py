@@ -137,7 +137,10 @@ def evaluate(
     text_bits: int | None,
     as_json: bool,
 ) -> None:
-    """Accuracy of a checkpoint on digit scenes, both sides in one process (qtl-eval takes the real path)."""
+    """Accuracy of a checkpoint on digit scenes, both sides in one process (qtl-eval takes the real path).
+
+    CHECKPOINT is a folder, or org/name or org/name@revision on the Hugging Face hub.
+    """
     need_train()
     from qtl_core import shipped
     from qtl_training.evaluating import evaluate_checkpoint, table

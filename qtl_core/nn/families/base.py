@@ -68,7 +68,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Attributes:
         name: the model's name in manifests and logs.
         vision, language: the quantizers. Where the checkpoint has none, of what shape one would be.
-        picture_attention: "causal" or "bidirectional" among the picture's tokens.
+        picture_attention: "causal", "bidirectional" among the picture's tokens, or "prefix" where all of the
+            prompt sees all of it.
         picture_places: whether the server adds learnt place vectors to picture tokens.
         image_aspect_ratio: "square" stretches a picture to the tower's size, "pad" pads it first, "crop"
             cuts a square out of its middle.
@@ -79,7 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     name: str
     vision: QuantizerSettings
     language: QuantizerSettings
-    picture_attention: Literal["causal", "bidirectional"] = "causal"
+    picture_attention: Literal["causal", "bidirectional", "prefix"] = "causal"
     picture_places: bool = False
     image_aspect_ratio: Literal["square", "pad", "crop"] = "square"
     max_question_tokens: int = 48

@@ -19,6 +19,7 @@ from transformers import (
 from qtl_core.bundle import Picture
 from qtl_core.errors import CheckpointError
 from qtl_core.nn.families.base import QuantizerSettings, Settings, first_line, read_json
+from qtl_core.nn.hub import model_name
 from qtl_core.nn.weights import Weights, without_weights
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -128,7 +129,7 @@ def settings_for(folder: Path, picture: Picture, decoder: PreTrainedConfig, toke
         )
     usual = QuantizerSettings(code_dim=int(decoder.hidden_size))
     return Settings(
-        name=folder.resolve().name,
+        name=model_name(folder),
         vision=usual,
         language=usual,
         image_aspect_ratio=picture.fit,
