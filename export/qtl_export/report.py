@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qtl_core.bundle import Cut
+from qtl_core.nn.post_training import Fitted
 from qtl_export.auto_levels import AutoLevels
-from qtl_export.post_training import Fitted
 
 
 @dataclass(frozen=True)
