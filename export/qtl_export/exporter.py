@@ -81,9 +81,9 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
     agreement = dataclasses.replace(agreement, tables=calibrated.tables)
     n = pictures_to_validate(agreement) if config.validate is None else config.validate
     # Before the long part: a wrong folder should not cost minutes to find out.
-    known = config.pictures is None and (config.checkpoint / held_out.FILE).is_file()
+    known = config.pictures is None and (checkpoint.path / held_out.FILE).is_file()
     folder = None if known else pictures
-    validate_on = held_out.gather(config.checkpoint, folder, checkpoint.picture, n) if n else None
+    validate_on = held_out.gather(checkpoint.path, folder, checkpoint.picture, n) if n else None
     with beside(target) as work:
         with progress.stage("exporting the client partition to ONNX"):
             (work / "client").mkdir()

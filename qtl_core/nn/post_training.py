@@ -164,6 +164,7 @@ def with_quantizer(checkpoint: Checkpoint, quantizer: Quantizer, settings: Quant
         settings=msgspec.structs.replace(checkpoint.settings, vision=settings),
         further={},
         quantizer="",
+        fitted=None,
     )
 
 
