@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ from qtl_export.language import write_language
 from qtl_export.place import beside, check_target, put
 from qtl_export.post_training import PostTraining
 from qtl_export.progress import Progress
+from qtl_export.questions import Questions
 from qtl_export.report import Exported
 from qtl_export.validation import Compared, compare
 
@@ -54,7 +56,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         CheckpointError: the checkpoint is missing, damaged, or cannot be exported.
         BundleError: something else lies where the bundle should go, or validation found it over its bounds
             (nothing is put in place then, unless ``force``).
-        PictureError: the pictures to validate or calibrate on.
+        PictureError: the pictures to validate or calibrate on, or that questions are about.
+        QuestionError: a file of questions that cannot be used.
         InputError: ``auto``, and too few pictures to choose by, or features that are damaged or constant.
         StorageError: the bundle's folder cannot be written, or the disk is full.
     """
@@ -84,6 +87,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
     known = config.pictures is None and (checkpoint.path / held_out.FILE).is_file()
     folder = None if known else pictures
     validate_on = held_out.gather(checkpoint.path, folder, checkpoint.picture, n) if n else None
+    questions = _questions(config, checkpoint, [] if post is None else post.known, progress)
     with beside(target) as work:
         with progress.stage("exporting the client partition to ONNX"):
             (work / "client").mkdir()
@@ -95,7 +99,14 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         agreement.write_tables(work)
         fingerprint = agreement.fingerprint(work)
         validation, faults = _validate(
-            work, checkpoint, agreement, fingerprint, validate_on, calibrated, progress
+            work,
+            checkpoint,
+            agreement,
+            fingerprint,
+            validate_on,
+            calibrated,
+            questions,
+            progress,
         )
         if faults and not config.force:
             raise BundleError(
@@ -135,6 +146,16 @@ def need_quantizer(checkpoint: Checkpoint, config: ExportConfig) -> None:
         )
 
 
+def _questions(
+    config: ExportConfig, checkpoint: Checkpoint, known: Sequence[Path], progress: Progress
+) -> Questions | None:
+    """The user's questions; read before the long part, where a wrong file costs nothing yet."""
+    if config.questions is None:
+        return None
+    folder = config.calibrate or config.pictures or config.questions.parent
+    return Questions(config.questions, folder, checkpoint, known, progress)
+
+
 def pictures_to_validate(agreement: Agreement) -> int:
     """How many pictures validation takes by itself: a million codes' worth, but no more than take seconds."""
     codes = agreement.cut.tokens * agreement.cut.code_dim
@@ -148,6 +169,7 @@ def _validate(
     fingerprint: str,
     given: held_out.HeldOut | None,
     calibrated: Calibrated,
+    questions: Questions | None,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[str]]:
     """What the manifests will say, and what is over its bounds; writes the golden pictures on the way."""
@@ -163,12 +185,14 @@ def _validate(
     # The checkpoint's own quantizer, not the settled one the graph was made of: that is checked here too.
     quantizer = model.vision_quantizer if cut.quantized else None
     part = ClientPartition(model.vision, quantizer, cut.levels or None).eval()
-    compared = compare(part, Encoder(client), given.pictures, cut, progress)
+    device = Encoder(client)
+    compared = compare(part, device, given.pictures, cut, progress)
     language = (
         Language(TextEncoder(client), checkpoint, agreement.text) if agreement.text.mode == "codes" else None
     )
     answering = ServerPartition.load(server.path, server.manifest)
     answers = compare_answers(answering, compared, given.questions, cut, language, progress)
+    accuracy = None if questions is None else questions.ask(device, answering, cut, progress)
     _golden(work, given, compared)
     faults = compared.report.faults()
     codes = None
@@ -185,6 +209,7 @@ def _validate(
         "against": f"PyTorch {torch.__version__}",
         "codes" if cut.quantized else "features": msgspec.to_builtins(compared.report),
         "answers": {**msgspec.to_builtins(answers), "accuracy": answers.accuracy},
+        "questions": None if accuracy is None else msgspec.to_builtins(accuracy),
         "entropy": calibrated.said(cut, None if codes is None else codes[: given.originals]),
     }
     return validation, faults

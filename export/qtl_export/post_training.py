@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from edge_runtime.picture_folder import pictures_in
+from edge_runtime.picture_folder import paths_in, pictures_in
 from qtl_core.errors import InputError
 from qtl_core.nn.calibration import BATCH, cut_features
 from qtl_core.nn.checkpoint import Checkpoint
@@ -32,6 +32,9 @@ class PostTraining:
         code_dim: codes a token; None for the width of the features.
         progress: where to show how far it is.
 
+    Attributes:
+        known: files of the pictures that are fitted to; the others measure the noise.
+
     Raises:
         PictureError: a folder without pictures, or a broken one.
         InputError: too few pictures for so many codes, more codes than the features are wide, or features
@@ -45,7 +48,8 @@ class PostTraining:
         vision = checkpoint.model.vision
         first = pictures_in(folder, checkpoint.picture, 1)
         tokens, width = cut_features(vision, first).shape[1:]
-        pictures = pictures_in(folder, checkpoint.picture, most_pictures(tokens, width))
+        most = most_pictures(tokens, width)
+        pictures = pictures_in(folder, checkpoint.picture, most)
         self._code_dim = width if code_dim is None else code_dim
         check_enough(len(pictures), tokens, width, self._code_dim, str(folder))
         features = torch.from_numpy(
@@ -63,6 +67,7 @@ class PostTraining:
             )
         aside = kept_aside(len(pictures))
         self._known, self._aside = features[~aside], features[aside]
+        self.known = [path for path, kept in zip(paths_in(folder)[:most], aside, strict=True) if not kept]
         self._progress = progress
 
     def fitted(self, levels: int) -> tuple[Checkpoint, Fitted]:

@@ -57,7 +57,7 @@ Exit codes: 2 wrong command line, 3 pictures, prompts, questions or settings, 4 
 @click.option(
     "--steps",
     type=click.IntRange(min=0),
-    default=300,
+    default=200,
     show_default=True,
     metavar="N",
     help="Steps of fine-tuning; 0 leaves the quantizer as it is fitted in closed form.",

@@ -9,7 +9,7 @@ from typing import Any, Final
 from qtl_core.codes import bits_of
 from qtl_core.errors import InputError
 
-STEPS: Final = 300
+STEPS: Final = 200
 BATCH: Final = 32
 MAX_PICTURES: Final = 2048
 ANSWER_TOKENS: Final = 16
