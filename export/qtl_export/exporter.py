@@ -19,6 +19,7 @@ from qtl_core.bundle import HalfName, open_half
 from qtl_core.errors import BundleError, CheckpointError
 from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint
 from qtl_core.nn.client_partition import ClientPartition
+from qtl_core.nn.families.fitted import check_client
 from qtl_core.nn.server_partition import ServerPartition, write_server_half
 from qtl_export import held_out
 from qtl_export.answers import Language, compare_answers
@@ -66,6 +67,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
     check_target(target)
     with progress.stage("loading the checkpoint"):
         checkpoint = load_checkpoint(config.checkpoint, quantizer=config.quantizer)
+        check_client(checkpoint)
     post = fitted = None
     pictures = config.pictures
     if config.calibrate is not None:

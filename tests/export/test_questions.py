@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from edge_runtime.picture_folder import pictures_in
 from qtl_core.nn.checkpoint import load_checkpoint
@@ -146,3 +147,9 @@ def test_a_fitted_quantizer_is_looked_at(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["inspect", str(tmp_path / "q"), "--json"]) == 0
     looked = json.loads(capsys.readouterr().out)
     assert looked["family"] == "llava" and looked["quantizer"]["code_dim"] == 8
+    file = tmp_path / "llava/model.safetensors"
+    weights = load_file(file)
+    name = next(one for one in weights if "multi_modal_projector.linear_2.bias" in one)
+    save_file({**weights, name: weights[name] + 1}, file, metadata={"format": "pt"})
+    assert main(["--bits", "2", str(tmp_path / "q"), "-o", str(tmp_path / "bundle")]) == 4
+    assert "fitted to another tower or connector" in capsys.readouterr().err

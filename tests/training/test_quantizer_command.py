@@ -41,6 +41,7 @@ from qtl_training.distillation.run import train_quantizer
 from qtl_training.distillation.settings import DistillSettings
 from qtl_training.train_cli import cli
 from tests.nn import foreign
+from tests.nn.test_family_tinyllava import FINISHED, stage_quantized
 
 PICTURES = 24
 
@@ -88,6 +89,24 @@ def test_steps_bring_features_and_next_tokens_back(llava: Path, tmp_path: Path) 
     assert log[-1]["step"] == 59 and {"loss", "distance", "direction", "kl"} <= log[-1].keys()
     # Without weights, as `qtl-export inspect` reads it.
     assert load_checkpoint(tmp_path / "q", weights=False).model.vision_quantizer.code_dim == 8
+
+
+@pytest.mark.parametrize("family", ["qtl", "tinyllava", "quantized-tinyllava"])
+def test_checkpoints_of_other_families(llava: Path, tmp_path: Path, tiny_folder: Path, family: str) -> None:
+    folders = {
+        "qtl": lambda: tiny_folder,
+        "tinyllava": lambda: FINISHED,
+        "quantized-tinyllava": lambda: stage_quantized(tmp_path / "staged"),
+    }
+    folder = folders[family]()
+    settings = settings_of(llava, tmp_path / "q", levels=3, steps=2, code_dim=4)
+    said = train_quantizer(dataclasses.replace(settings, checkpoint=folder), progress=False)
+    assert said.family == family
+    made = load_checkpoint(tmp_path / "q")
+    assert (made.family, made.settings.vision.levels) == (family, 3)
+    # In place of the checkpoint's own, whose further ones it leaves behind.
+    assert made.model.vision_quantizer.code_dim == 4 and not made.further
+    assert made.settings.language == load_checkpoint(folder).settings.language
 
 
 def test_without_steps_it_is_what_calibrate_fits(llava: Path, tmp_path: Path) -> None:
@@ -184,9 +203,8 @@ def test_questions_are_measured_on(llava: Path, tmp_path: Path) -> None:
     # What the 16-bit model itself answers is right at 16 bit.
     checkpoint = load_checkpoint(llava / "llava")
     asking = Asking(checkpoint, 4)
-    cache = FeatureCache(
-        tmp_path, checkpoint, "", [llava / "pictures" / line["image"] for line in lines], progress=False
-    )
+    cache = FeatureCache(tmp_path, checkpoint, "", [llava / "pictures" / line["image"] for line in lines])
+    cache.fill(progress=False)
     features = cache.cut(range(6)).half().float()
     answers, _ = asking.greedy(features, asking.rows([asking.prompt("why?")] * 6, cache.tokens))
     for line, answer in zip(lines, answers, strict=True):
@@ -250,7 +268,7 @@ def test_what_cannot_be_done(
 ) -> None:
     (tmp_path / "EMPTY").mkdir()
     shutil.copytree(llava / "llava", tmp_path / "CHECKPOINT")
-    paths = {
+    paths: dict[str, Any] = {
         name: tmp_path / value if isinstance(value, str) and value.split("/")[0].isupper() else value
         for name, value in more.items()
     }

@@ -32,6 +32,7 @@ from qtl_core.nn.families.base import (
     FurtherQuantizer,
     QuantizerSettings,
     first_line,
+    read_json,
 )
 from qtl_core.nn.families.digits import SETTINGS_FILE, WEIGHTS_FILE
 from qtl_core.nn.model import VisionEncoder
@@ -78,6 +79,27 @@ def save_fitted(folder: Path, checkpoint: str | Path, base: Checkpoint, quantize
     (folder / CONFIG_FILE).write_bytes(_formatted(reference))
 
 
+def check_client(checkpoint: Checkpoint) -> None:
+    """Makes sure that tower and connector are those that the checkpoint's quantizer was fitted to.
+
+    ``load_checkpoint`` does so itself; this is for one that was read without weights and then got them.
+
+    Raises:
+        CheckpointError: they are others.
+    """
+    if checkpoint.fitted is not None:
+        config = read_json(checkpoint.fitted / CONFIG_FILE)
+        _check(checkpoint.fitted, msgspec.convert(config, Reference), checkpoint)
+
+
+def _check(folder: Path, reference: Reference, base: Checkpoint) -> None:
+    if client_sha(base.model.vision) != reference.client:
+        raise CheckpointError(
+            f"quantizer {folder} was fitted to another tower or connector than {base.path} has; "
+            "make it again with qtl-train quantizer"
+        )
+
+
 def _claims(folder: Path, config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == MODEL_TYPE
 
@@ -106,11 +128,8 @@ def _read(folder: Path, config: dict[str, Any], quantizer: str, load: bool) -> C
             f"quantizer {folder} is for the checkpoint {reference.checkpoint!r}, which cannot be read "
             f"({error}); put it there, or its place into {folder / CONFIG_FILE}"
         ) from error
-    if load and client_sha(base.model.vision) != reference.client:
-        raise CheckpointError(
-            f"quantizer {folder} was fitted to another tower or connector than {base.path} has; "
-            "make it again with qtl-train quantizer"
-        )
+    if load:
+        _check(folder, reference, base)
     base.model.vision_quantizer = _built(folder, settings, weights, base.model.decoder.width)
     return dataclasses.replace(
         base,

@@ -26,38 +26,50 @@ _LARGEST: Final = float(np.finfo(np.float16).max)
 
 
 class FeatureCache:
-    """Features of pictures, computed where the file does not have them yet.
+    """Features of pictures; ``fill`` computes what the file does not have yet.
 
     Args:
         folder: where the file lies, or will.
         checkpoint: its tower and connector, in evaluation mode, on any device.
         client: SHA-256 of their weights.
         pictures: files, at least one.
-        progress: whether to show a bar.
+
+    Attributes:
+        path: the file.
+        tokens: of a picture at the cut.
+        width: of the features there.
 
     Raises:
-        PictureError: a picture is broken.
+        PictureError: the first picture is broken.
         InputError: features that are not finite, or too large for half precision.
-        StorageError: the file cannot be written.
     """
 
-    def __init__(
-        self, folder: Path, checkpoint: Checkpoint, client: str, pictures: Sequence[Path], *, progress: bool
-    ) -> None:
+    def __init__(self, folder: Path, checkpoint: Checkpoint, client: str, pictures: Sequence[Path]) -> None:
         self._checkpoint, self._pictures = checkpoint, pictures
         self._vision = checkpoint.model.vision
         first = self._of(pictures[:1])
         self._shape = len(pictures), *first.shape[1:]
         self.path = folder / f"features-{self._name(client)}.f16"
+        with torch.no_grad():
+            tokens, width = self._vision.connector(first).shape[1:]
+        self.tokens, self.width = int(tokens), int(width)
+
+    def fill(self, *, progress: bool) -> None:
+        """Computes features where the file ends, in batches of the same pictures whenever it is called.
+
+        Args:
+            progress: whether to show a bar.
+
+        Raises:
+            PictureError: a picture is broken.
+            InputError: features that are not finite, or too large for half precision.
+            StorageError: the file cannot be written.
+        """
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._fill(progress)
         except OSError as error:
             raise StorageError(f"{self.path} cannot be written: {error.strerror}") from error
-        self._features = np.memmap(self.path, np.float16, "r", shape=self._shape)
-        with torch.no_grad():
-            tokens, width = self.cut([0]).shape[1:]
-        self.tokens, self.width = int(tokens), int(width)
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -66,9 +78,10 @@ class FeatureCache:
     def cut(self, chosen: Sequence[int]) -> Tensor:
         """Features at the cut, float32 [chosen, tokens, width], of pictures by their places."""
         device = self._vision.pixel_mean.device
+        features = np.memmap(self.path, np.float16, "r", shape=self._shape)
         parts = []
         for start in range(0, len(chosen), BATCH):
-            found = np.ascontiguousarray(self._features[list(chosen[start : start + BATCH])])
+            found = np.ascontiguousarray(features[list(chosen[start : start + BATCH])])
             parts.append(self._vision.connector(torch.from_numpy(found).to(device, torch.float32)))
         return torch.cat(parts)
 

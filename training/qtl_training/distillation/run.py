@@ -110,6 +110,8 @@ class _Run:
         self._client = client_sha(self._checkpoint.model.vision)
         self._asking = Asking(self._checkpoint, settings.answer_tokens)
         self._prompts = [self._asking.prompt(text) for text in prompts]
+        for asked in self._questions:
+            self._asking.prompt(asked.text)
         self._snapshots = Snapshots(settings.output / _RUN)
         self._made_of = self._described(paths, prompts)
         snapshot = self._snapshots.newest()
@@ -123,10 +125,11 @@ class _Run:
             return finished
         settings = self._settings
         cache = self._snapshots.path if settings.cache is None else settings.cache
-        features = self._features(cache, self._paths)
+        features = FeatureCache(cache, self._checkpoint, self._client, self._paths)
         tokens, width = features.tokens, features.width
         code_dim = width if settings.code_dim is None else settings.code_dim
         check_enough(len(features), tokens, width, code_dim, str(settings.pictures))
+        features.fill(progress=self._progress)
         aside = kept_aside(len(features), _MOST_ASIDE)
         known = torch.nonzero(~aside)[:, 0].tolist()
         others = torch.nonzero(aside)[:, 0].tolist()
@@ -183,16 +186,15 @@ class _Run:
                 file.unlink()
         return trained
 
-    def _features(self, cache: Path, paths: Sequence[Path]) -> FeatureCache:
-        return FeatureCache(cache, self._checkpoint, self._client, paths, progress=self._progress)
-
     def _asked(self, cache: Path) -> AskedQuestions | None:
         if not self._questions:
             return None
         pictures = list(dict.fromkeys(asked.picture for asked in self._questions))
+        features = FeatureCache(cache, self._checkpoint, self._client, pictures)
+        features.fill(progress=self._progress)
         return AskedQuestions(
             self._questions,
-            self._features(cache, pictures),
+            features,
             pictures,
             self._asking,
             2 * self._settings.batch,
