@@ -40,7 +40,14 @@ Floats = npt.NDArray[np.float64]
 Choice = npt.NDArray[np.intp]
 
 
-def fit(codes: npt.ArrayLike, levels: int, *, classes: int | None = None, seed: int = 0) -> Tables:
+def fit(
+    codes: npt.ArrayLike,
+    levels: int,
+    *,
+    classes: int | None = None,
+    most_entries: int | None = None,
+    seed: int = 0,
+) -> Tables:
     """See ``Tables.fit``; ``seed`` starts the search for classes."""
     bits_of(levels)
     array = np.asarray(codes)
@@ -66,7 +73,11 @@ def fit(codes: npt.ArrayLike, levels: int, *, classes: int | None = None, seed: 
     most = max(MIN_TOKENS, min(_MOST_TOKENS, _MOST_CODES // channels))
     if rows > most:
         flat = flat[np.linspace(0, rows - 1, most).astype(np.intp)]
-    return _measured(flat, levels, _paying(flat, levels, seed) if classes is None else classes, seed)
+    if classes is None:
+        classes = _paying(flat, levels, seed)
+        if most_entries is not None:
+            classes = min(classes, max(1, most_entries // (channels * levels)))
+    return _measured(flat, levels, classes, seed)
 
 
 def _tokens(codes: npt.NDArray[np.integer[npt.NBitBase]]) -> int:

@@ -61,13 +61,22 @@ class Tables:
             )
 
     @classmethod
-    def fit(cls, codes: npt.ArrayLike, levels: int, *, classes: int | None = None) -> Tables:
+    def fit(
+        cls,
+        codes: npt.ArrayLike,
+        levels: int,
+        *,
+        classes: int | None = None,
+        most_entries: int | None = None,
+    ) -> Tables:
         """Measures tables on calibration codes.
 
         Args:
             codes: integers [..., tokens, channels], values 0..levels-1; a 1-D array is one channel.
             levels: L, 2 to 256.
             classes: how many classes; by default as many as pay on a part of the codes kept aside.
+            most_entries: frequencies that there may be at most where nobody names the classes: where more
+                classes would pay than that leaves room for, as many as it does (one at least).
 
         Raises:
             CodeError: no codes of so many levels.
@@ -76,7 +85,7 @@ class Tables:
         # Imported here: the device codes with tables and never measures any.
         from .entropy_fit import fit
 
-        return fit(codes, levels, classes=classes)
+        return fit(codes, levels, classes=classes, most_entries=most_entries)
 
     @property
     def channels(self) -> int:

@@ -130,7 +130,7 @@ def calibrate(checkpoint: Checkpoint, cut: Cut, folder: Path | None, progress: P
 
 
 def _brought(checkpoint: Checkpoint, cut: Cut) -> Calibrated | None:
-    folder = checkpoint.path
+    folder = checkpoint.path if checkpoint.fitted is None else checkpoint.fitted
     if checkpoint.quantizer:
         folder = folder / QUANTIZERS_FOLDER / checkpoint.quantizer
     path = folder / tables_name(cut.levels)

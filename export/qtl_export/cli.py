@@ -36,14 +36,15 @@ Examples:
   qtl-export --bits auto --pictures DIR    levels from the entropy of these pictures' features
   qtl-export --quantizer tiny -o tiny      the shipped checkpoint's smallest codes
   qtl-export --bits 2 --calibrate DIR MY   a quantizer for a checkpoint that has none, from pictures
+  qtl-export --bits 2 QUANTIZER            what qtl-train quantizer made, with the checkpoint it is for
   qtl-export --bits 16 -o baseline         unquantized features, the yardstick
   qtl-export inspect CHECKPOINT            what it is, and what its client half would cost
   qtl-export --bits 16 org/name@main       a checkpoint of the hub; it stays in the hub's cache
   qtl-export --bits 2 --validate 3500      compare a million codes of the shipped model
 
 \b
-Exit codes: 2 wrong command line, 3 pictures, 4 checkpoint, bundle or failed validation, 8 missing extra,
-9 this machine (disk).
+Exit codes: 2 wrong command line, 3 pictures or questions, 4 checkpoint, bundle or failed validation,
+8 missing extra, 9 this machine (disk).
 """
 
 _INSPECT_EXAMPLE = """
@@ -142,6 +143,14 @@ def cli() -> None:
     help="Codes a token of the quantizer that --calibrate fits.  [default: the features' width]",
 )
 @click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Say what quantizing costs on these, answered at 16 bit and from codes: a line "
+    '{"image": ..., "question": ..., "answer": ...} for each. Paths are from the folder of --calibrate on, '
+    "else of --pictures, else the file's own.",
+)
+@click.option(
     "--validate",
     type=click.IntRange(min=0),
     metavar="N",
@@ -165,6 +174,7 @@ def export(
     pictures: Path | None,
     calibrate: Path | None,
     code_dim: int | None,
+    questions: Path | None,
     validate: int | None,
     validate_answers: bool | None,
     force: bool,
@@ -179,6 +189,10 @@ def export(
         raise click.UsageError("--calibrate fits a quantizer; it goes with neither --bits 16 nor --quantizer")
     if calibrate is None and code_dim is not None:
         raise click.UsageError("--code-dim goes with --calibrate; a quantizer that is there has its own")
+    if questions is not None and (bits == str(UNQUANTIZED_BITS) or validate == 0):
+        raise click.UsageError(
+            "--questions compares codes with 16-bit features; it goes with neither --bits 16 nor --validate 0"
+        )
     defaults = []
     if checkpoint is None:
         checkpoint = shipped.digits()
@@ -198,6 +212,7 @@ def export(
         pictures=pictures,
         calibrate=calibrate,
         code_dim=code_dim,
+        questions=questions,
         validate=validate,
         validate_answers=validate_answers,
         force=force,

@@ -32,6 +32,9 @@ class ExportConfig:
             the checkpoint's held-out ones, and ``calibrate``'s for the tables and where it has none.
         calibrate: a folder of pictures to fit a quantizer to, in place of the checkpoint's own.
         code_dim: codes a token of a quantizer that is fitted; None for the features' width.
+        questions: a file of questions with known answers (``qtl_core.question_file``), to be answered from
+            16-bit features and from codes; its pictures are looked for in ``calibrate``, else in
+            ``pictures``, else beside the file.
         validate: how many pictures to validate on; None chooses, 0 does not validate.
         validate_answers: whether validation loads the language model and compares answers too; None does
             where that takes no more memory than the rest of the export.
@@ -51,6 +54,7 @@ class ExportConfig:
     pictures: Path | None = None
     calibrate: Path | None = None
     code_dim: int | None = None
+    questions: Path | None = None
     validate: int | None = None
     validate_answers: bool | None = None
     force: bool = False
@@ -65,6 +69,11 @@ class ExportConfig:
         if self.calibrate is None and self.code_dim is not None:
             raise InputError(
                 "the number of codes a token is free only where a quantizer is fitted to pictures"
+            )
+        if self.questions is not None and (self.levels == 0 or self.validate == 0):
+            raise InputError(
+                "questions compare codes with 16-bit features, and are part of validation; they go with "
+                "neither an unquantized export nor one that is not validated"
             )
         if self.validate is not None and self.validate < 0:
             raise InputError(f"cannot validate on {self.validate} pictures; give 0 (do not) or more")

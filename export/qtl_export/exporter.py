@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from qtl_core.bundle import open_half
 from qtl_core.errors import BundleError, CheckpointError
 from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint, load_client
 from qtl_core.nn.client_partition import ClientPartition
+from qtl_core.nn.families.fitted import check_client
 from qtl_core.nn.server_partition import WEIGHTS_FILE, ServerPartition, write_server_half
 from qtl_core.nn.stored import drop_weights, load_weights
 from qtl_export import held_out
@@ -34,6 +36,7 @@ from qtl_export.language import write_language
 from qtl_export.place import beside, check_target, put
 from qtl_export.post_training import PostTraining
 from qtl_export.progress import Progress
+from qtl_export.questions import Questions
 from qtl_export.report import Exported
 from qtl_export.validation import Compared, compare
 
@@ -56,7 +59,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         CheckpointError: the checkpoint is missing, damaged, or cannot be exported.
         BundleError: something else lies where the bundle should go, or validation found it over its bounds
             (nothing is put in place then, unless ``force``).
-        PictureError: the pictures to validate or calibrate on.
+        PictureError: the pictures to validate or calibrate on, or that questions are about.
+        QuestionError: a file of questions that cannot be used.
         InputError: ``auto``, and too few pictures to choose by, or features that are damaged or constant.
         StorageError: the bundle's folder cannot be written, or the disk is full.
     """
@@ -66,6 +70,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
     with progress.stage("loading the checkpoint"):
         checkpoint = load_checkpoint(config.checkpoint, quantizer=config.quantizer, weights=False)
         load_client(checkpoint)
+        check_client(checkpoint)
         if config.text == "codes":  # the device embeds the question
             load_weights(checkpoint.model.decoder.language_model.get_input_embeddings())
     post = fitted = None
@@ -86,9 +91,10 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
     agreement = dataclasses.replace(agreement, tables=calibrated.tables)
     n = pictures_to_validate(agreement) if config.validate is None else config.validate
     # Before the long part: a wrong folder should not cost minutes to find out.
-    known = config.pictures is None and (config.checkpoint / held_out.FILE).is_file()
+    known = config.pictures is None and (checkpoint.path / held_out.FILE).is_file()
     folder = None if known else pictures
-    validate_on = held_out.gather(config.checkpoint, folder, checkpoint.picture, n) if n else None
+    validate_on = held_out.gather(checkpoint.path, folder, checkpoint.picture, n) if n else None
+    questions = _questions(config, checkpoint, [] if post is None else post.known, progress)
     with beside(target) as work, ExitStack() as kept:
         with progress.stage("exporting the client partition to ONNX"):
             (work / "client").mkdir()
@@ -112,7 +118,16 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         agreement.write_tables(work)
         fingerprint = agreement.fingerprint(work)
         validation, faults = _validate(
-            work, checkpoint, agreement, fingerprint, validate_on, expected, calibrated, config, progress
+            work,
+            checkpoint,
+            agreement,
+            fingerprint,
+            validate_on,
+            expected,
+            calibrated,
+            questions,
+            config,
+            progress,
         )
         if faults and not config.force:
             raise BundleError(
@@ -152,6 +167,16 @@ def need_quantizer(checkpoint: Checkpoint, config: ExportConfig) -> None:
         )
 
 
+def _questions(
+    config: ExportConfig, checkpoint: Checkpoint, known: Sequence[Path], progress: Progress
+) -> Questions | None:
+    """The user's questions; read before the long part, where a wrong file costs nothing yet."""
+    if config.questions is None:
+        return None
+    folder = config.calibrate or config.pictures or config.questions.parent
+    return Questions(config.questions, folder, checkpoint, known, progress)
+
+
 def pictures_to_validate(agreement: Agreement) -> int:
     """How many pictures validation takes by itself: a million codes' worth, but no more than take seconds."""
     codes = agreement.cut.tokens * agreement.cut.code_dim
@@ -166,6 +191,7 @@ def _validate(
     given: held_out.HeldOut | None,
     expected: Expected | None,
     calibrated: Calibrated,
+    questions: Questions | None,
     config: ExportConfig,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[str]]:
@@ -178,14 +204,19 @@ def _validate(
         agreement.write_manifest(work, half, fingerprint, {})
     client, server = (open_half(work / half, half) for half in HALVES)
     cut = agreement.cut
-    compared = compare(expected, Encoder(client), given.pictures, progress)
+    device = Encoder(client)
+    compared = compare(expected, device, given.pictures, progress)
     language = (
         Language(TextEncoder(client), checkpoint, agreement.text) if agreement.text.mode == "codes" else None
     )
     graph = sum(entry.size for name, entry in client.manifest.files.items() if name.startswith(GRAPH))
-    why_not = reason_not_to_ask(checkpoint, graph, config.validate_answers)
+    # Questions of the user's own are asked whatever the decoder's size.
+    why_not = "" if questions is not None else reason_not_to_ask(checkpoint, graph, config.validate_answers)
     answering = why_not or ServerPartition.load(server.path, server.manifest)
     answers = compare_answers(answering, compared, given.questions, cut, language, progress)
+    accuracy = None
+    if questions is not None and not isinstance(answering, str):
+        accuracy = questions.ask(device, answering, cut, progress)
     del answering
     _golden(work, given, compared)
     faults = compared.report.faults()
@@ -203,6 +234,7 @@ def _validate(
         "against": f"PyTorch {torch.__version__}",
         "codes" if cut.quantized else "features": msgspec.to_builtins(compared.report),
         "answers": {**msgspec.to_builtins(answers), "accuracy": answers.accuracy},
+        "questions": None if accuracy is None else msgspec.to_builtins(accuracy),
         "entropy": calibrated.said(cut, None if codes is None else codes[: given.originals]),
     }
     return validation, faults

@@ -14,14 +14,13 @@ from PIL import Image
 
 from edge_runtime import picture
 from edge_runtime.picture import Pixels
+from edge_runtime.picture_folder import pictures_in
 from qtl_core import bundle
 from qtl_core.errors import CheckpointError, PictureError
 
 FILE: Final = "held_out.npz"
 """In a checkpoint: ``pictures`` uint8 [n, h, w, 3]; ``questions``, ``answers`` (fixed-length unicode) and
 ``scene`` (index of the picture), one of each per question."""
-SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
-
 # Asked where no questions are known: the answers are compared, not judged.
 _ASKED: Final = "what is in the picture?"
 _ASKED_PICTURES: Final = 4
@@ -101,23 +100,6 @@ def originals(
     """
     real = _real(checkpoint, folder, spec, n)
     return None if real is None else (real[0], real[2])
-
-
-def pictures_in(folder: Path, spec: bundle.Picture, n: int) -> Pixels:
-    """The first ``n`` pictures of a folder by name, or all it has, uint8 [n, h, w, 3].
-
-    Raises:
-        PictureError: ``folder`` holds no picture, or a broken one.
-    """
-    try:
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    except OSError as error:
-        raise PictureError(f"cannot read the folder {folder}: {error.strerror}; name another") from error
-    if not found:
-        raise PictureError(
-            f"there is no picture ({', '.join(SUFFIXES)}) in {folder}; name a folder with some"
-        )
-    return np.stack([picture.prepare(path, spec) for path in found[:n]])
 
 
 def _real(

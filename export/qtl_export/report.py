@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qtl_core.bundle import Cut
+from qtl_core.nn.post_training import Fitted
 from qtl_export.auto_levels import AutoLevels
-from qtl_export.post_training import Fitted
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,22 @@ def rows(validation: dict[str, Any]) -> list[tuple[str, str, str]]:
         table.append(("question codes compared", f"{answers['text_codes']:,}", ""))
         table.append(("question codes that differ", f"{answers['text_codes_differ']:,}", ""))
     table += _entropy(validation["entropy"])
+    table += _asked(validation.get("questions"))
     if answers["known"]:
         share = answers["right"] / answers["known"]
         table.append(("right answers", f"{answers['right']:,} of {answers['known']:,} ({share:.1%})", ""))
     return table
+
+
+def _asked(asked: dict[str, Any] | None) -> list[tuple[str, str, str]]:
+    if asked is None:
+        return []
+    about = f", {asked['about_known']:,} about pictures it was fitted to" if asked["about_known"] else ""
+    return [
+        (f"right of {asked['questions']:,} questions at 16 bit", f"{asked['at_16_bit']:.2%}", ""),
+        (f"right from codes{about}", f"{asked['quantized']:.2%}", ""),
+        ("difference, percentage points", f"{asked['difference']:+.2f}", ""),
+    ]
 
 
 def _entropy(entropy: dict[str, Any]) -> list[tuple[str, str, str]]:

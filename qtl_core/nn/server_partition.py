@@ -127,7 +127,7 @@ class ServerPartition(nn.Module):
     def restore(self, vision: npt.NDArray[Any]) -> Tensor:
         """The features [1, picture tokens, width] of codes [tokens, code_dim], or of float16 features."""
         received = torch.from_numpy(np.ascontiguousarray(vision)).to(self.device)[None]
-        if self.vision_dequantizer is None:
+        if self.vision_dequantizer is None or received.is_floating_point():
             return received.to(next(self.parameters()).dtype)
         features: Tensor = self.vision_dequantizer(received)
         return features
@@ -142,7 +142,8 @@ class ServerPartition(nn.Module):
         """Answers a question about a picture, greedily.
 
         Args:
-            vision: codes uint8 [tokens, code_dim], or float16 features [picture tokens, width].
+            vision: codes uint8 [tokens, code_dim], or float16 features [picture tokens, width], which are
+                taken as they are, also by a half that takes codes.
             question: the question, where questions cross as text.
             text_codes: codes uint8 [question tokens, code_dim], where they cross as codes.
             max_tokens: where to stop; 0 or too large means the model's own limit.

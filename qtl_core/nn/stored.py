@@ -7,6 +7,7 @@ then, and the ``Source`` of a tensor reads it piece by piece.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 from collections.abc import Iterator, Mapping
@@ -143,7 +144,5 @@ def _tie(module: nn.Module) -> None:
 
 def _trim() -> None:
     """Asks the C library to give free memory back to the system; only glibc keeps it and can be asked."""
-    try:
+    with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):
-        pass

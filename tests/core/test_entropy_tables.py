@@ -46,6 +46,16 @@ def test_classes_are_found_where_they_pay(levels: int) -> None:
     np.testing.assert_array_equal(entropy.decode(data, found, other.shape), other)
 
 
+def test_as_many_classes_as_there_is_room_for() -> None:
+    codes = grouped(4, 40, 200)
+    free = Tables.fit(codes, 4)
+    assert free.classes >= 32
+    capped = Tables.fit(codes, 4, most_entries=20 * 16 * 4 + 63)
+    assert capped.digest == Tables.fit(codes, 4, classes=20).digest
+    assert Tables.fit(codes, 4, most_entries=free.frequencies.size).digest == free.digest
+    assert Tables.fit(codes, 4, most_entries=1).classes == 1
+
+
 @pytest.mark.parametrize("levels", [2, 4, 256])
 def test_one_class_where_channels_are_independent(levels: int) -> None:
     rng = np.random.default_rng(0)

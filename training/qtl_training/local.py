@@ -7,12 +7,9 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from qtl_core import shipped
 from qtl_core.nn.checkpoint import Checkpoint, QuantizerSettings, load_checkpoint
@@ -21,20 +18,7 @@ from qtl_training.recipe import Recipe, Stage, TowerStage
 from qtl_training.run_folder import RunFolder, write
 from qtl_training.stages.language import LanguageTraining
 from qtl_training.stages.tower import TowerTraining
-
-
-class Training(Protocol):
-    """A stage as a sequence of optimizer steps; step i depends on i, the model and ``state`` only."""
-
-    steps: int
-
-    def run_step(self, step: int) -> dict[str, float]: ...
-
-    def finish(self) -> None: ...
-
-    def state(self) -> dict[str, Tensor]: ...
-
-    def load(self, state: dict[str, Tensor]) -> None: ...
+from qtl_training.stepping import Training, run_steps
 
 
 def train(
@@ -96,19 +80,18 @@ def _run_stage(
     progress: bool,
     clock: Callable[[], float],
 ) -> None:
-    label = f"{recipe.name} stage {number + 1}/{len(recipe.stages)}"
-    saved = clock()
-    with tqdm(total=stage.steps, initial=first_step, desc=label, disable=not progress or None) as bar:
-        for step in range(first_step, stage.steps):
-            checkpoint.model.train()
-            metrics = stage.run_step(step)
-            bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
-            bar.update()
-            if step % recipe.log_every == 0 or step + 1 == stage.steps:
-                run.log({"stage": number, "step": step, **metrics})
-            if clock() - saved > recipe.checkpoint_every and step + 1 < stage.steps:
-                run.save(checkpoint, number, step + 1, stage.state())
-                saved = clock()
+    checkpoint.model.train()
+    run_steps(
+        stage,
+        first_step,
+        f"{recipe.name} stage {number + 1}/{len(recipe.stages)}",
+        log=lambda record: run.log({"stage": number, **record}),
+        log_every=recipe.log_every,
+        save=lambda step: run.save(checkpoint, number, step, stage.state()),
+        save_every=recipe.checkpoint_every,
+        progress=progress,
+        clock=clock,
+    )
     checkpoint.model.eval()
 
 

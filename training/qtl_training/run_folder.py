@@ -8,15 +8,11 @@
       log.jsonl              a line for every few steps
       checkpoint/            the finished model
 
-A snapshot is written beside its name and renamed into place, so a kill leaves the last one whole.
-The two newest are kept.
+A kill leaves the last snapshot whole, and the two newest are kept.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +21,10 @@ import msgspec
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from qtl_core.errors import RecipeError, StorageError
+from qtl_core.errors import RecipeError
 from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qtl_training.recipe import Recipe
-
-_KEPT = 2
+from qtl_training.snapshots import RUN_FILE, Snapshots
 
 
 class _Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,11 +65,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
-        self.path, self._recipe = path, recipe
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"run folder {path} cannot be made: {error.strerror}") from error
+        self.path, self._recipe, self._snapshots = path, recipe, Snapshots(path)
 
     @property
     def finished(self) -> Path:
@@ -87,11 +78,10 @@ class RunFolder:
         Raises:
             RecipeError: if it was trained with other settings than the recipe's.
         """
-        found = self._snapshots()
-        if not found:
+        folder = self._snapshots.newest()
+        if folder is None:
             return None
-        folder = found[-1]
-        progress = msgspec.json.decode((folder / "run.json").read_bytes(), type=_Progress)
+        progress = msgspec.json.decode((folder / RUN_FILE).read_bytes(), type=_Progress)
         ours = self._progress(progress.stage, progress.step)
         begun = progress.stage + (progress.step > 0)
         same = (ours.seed, ours.start, ours.vision) == (progress.seed, progress.start, progress.vision)
@@ -114,35 +104,26 @@ class RunFolder:
         Raises:
             StorageError: if the disk is full or the folder cannot be written; older snapshots stay.
         """
-        name = f"{stage:06d}-{step:07d}"
-        fresh, place = self.path / f".{name}.part", self.path / name
-        try:
-            shutil.rmtree(fresh, ignore_errors=True)
-            write(fresh / "checkpoint", checkpoint)
+
+        def fill(folder: Path) -> None:
+            write(folder / "checkpoint", checkpoint)
             if state:
-                (fresh / "state.safetensors").write_bytes(save({k: v.contiguous() for k, v in state.items()}))
-            (fresh / "run.json").write_bytes(msgspec.json.encode(self._progress(stage, step)))
-            shutil.rmtree(place, ignore_errors=True)
-            os.replace(fresh, place)
-        except OSError as error:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise StorageError(f"no snapshot could be written to {self.path}: {error.strerror}") from error
-        for old in self._snapshots()[:-_KEPT]:
-            shutil.rmtree(old)
+                (folder / "state.safetensors").write_bytes(
+                    save({k: v.contiguous() for k, v in state.items()})
+                )
+            (folder / RUN_FILE).write_bytes(msgspec.json.encode(self._progress(stage, step)))
+
+        self._snapshots.save(stage, step, fill)
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a line to the log."""
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._snapshots.log(record)
 
     def _progress(self, stage: int, step: int) -> _Progress:
         # Through JSON, so that it compares with what was read from JSON.
         recipe = self._recipe
         stages, vision = msgspec.json.decode(msgspec.json.encode([recipe.stages, recipe.vision]))
         return _Progress(stage, step, recipe.seed, recipe.start, stages, vision)
-
-    def _snapshots(self) -> list[Path]:
-        return sorted(path.parent for path in self.path.glob("[0-9]*-[0-9]*/run.json"))
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -26,7 +26,8 @@ from qtl_training.features import tower_features
 LEVELS: Final = (2, 4, 8, 16, 32)
 """Level counts whose tables come with a checkpoint's own quantizer when nobody names others."""
 SCENES: Final = 3000
-_MOST_ENTRIES: Final = 1 << 16  # of a file in a checkpoint; 16 bits each before it is compressed
+MOST_ENTRIES: Final = 1 << 16
+"""Frequencies of a file in a checkpoint at most; 16 bits each before it is compressed."""
 _CHECKED: Final = 500
 _SEED: Final = 88_088
 _AT_ONCE: Final = 256
@@ -65,7 +66,7 @@ def add_tables(
     place = folder / QUANTIZERS_FOLDER / quantizer if quantizer else folder
     rows = []
     for count in wanted:
-        tables = _fitted(codes_of(checkpoint, known, count), count)
+        tables = entropy.Tables.fit(codes_of(checkpoint, known, count), count, most_entries=MOST_ENTRIES)
         codes = codes_of(checkpoint, other, count)
         file = place / tables_name(count)
         try:
@@ -84,13 +85,6 @@ def add_tables(
             }
         )
     return rows
-
-
-def _fitted(codes: NDArray[np.uint8], levels: int) -> entropy.Tables:
-    """Tables of as many classes as pay, and as fit into ``_MOST_ENTRIES`` frequencies."""
-    tables = entropy.Tables.fit(codes, levels)
-    most = max(1, _MOST_ENTRIES // (codes.shape[-1] * levels))
-    return tables if tables.classes <= most else entropy.Tables.fit(codes, levels, classes=most)
 
 
 def scene_features(checkpoint: Checkpoint, split: str, n: int, *, progress: bool = True) -> Tensor:

@@ -10,6 +10,7 @@ import click
 
 from qtl_core import __version__
 from qtl_core.exits import run
+from qtl_training.distillation.cli import quantizer as quantizer_command
 from qtl_training.extras import need_train
 from qtl_training.levels.cli import levels as levels_command
 from qtl_training.tables_cli import tables as tables_command
@@ -19,9 +20,10 @@ _EXAMPLES = """\
 Examples:
   qtl-train local training/recipes/digits-quantizer.toml
   qtl-train evaluate runs/digits-quantizer/checkpoint --bits 2 --bits 16
+  qtl-train quantizer CHECKPOINT --pictures DIR --output quantizer --bits 2
 
 \b
-Exit codes: 2 wrong command line, 3 recipe, 4 checkpoint, 8 missing extra, 9 this machine.
+Exit codes: 2 wrong command line, 3 recipe or pictures, 4 checkpoint, 8 missing extra, 9 this machine.
 """
 
 _LOCAL_EXAMPLE = """\
@@ -51,6 +53,7 @@ def cli() -> None:
 
 
 cli.add_command(levels_command)
+cli.add_command(quantizer_command)
 cli.add_command(tables_command)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qtl_core.errors import CheckpointError
-from qtl_core.nn.families import digits, llava, paligemma, quantized_tinyllava, tinyllava
+from qtl_core.nn.families import digits, fitted, llava, paligemma, quantized_tinyllava, tinyllava
 from qtl_core.nn.families.base import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -19,6 +19,7 @@ FAMILIES: tuple[Family, ...] = (
     paligemma.FAMILY,
     quantized_tinyllava.FAMILY,
     tinyllava.FAMILY,
+    fitted.FAMILY,
 )
 """Asked in this order; the first that claims a folder reads it."""
 

@@ -113,6 +113,8 @@ class Checkpoint:
         prompt: how prompts become tokens.
         further: the further vision quantizers, by name.
         quantizer: the one of them that is the model's; "" for the checkpoint's own.
+        fitted: folder of the model's quantizer where it lies elsewhere, with the entropy coder's tables for
+            its codes; None for quantizers of the checkpoint.
         whole: transformers' model where the family can be trained; shares its weights with ``model``.
     """
 
@@ -128,6 +130,7 @@ class Checkpoint:
     prompt: PromptStyle = field(default_factory=PromptStyle)
     further: Mapping[str, FurtherQuantizer] = field(default_factory=dict)
     quantizer: str = ""
+    fitted: Path | None = None
     whole: LlavaForConditionalGeneration | None = None
 
     @property

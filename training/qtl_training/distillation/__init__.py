@@ -1,0 +1,1 @@
+"""Fine-tuning a post-training quantizer against the model itself, from pictures alone."""
