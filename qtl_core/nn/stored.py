@@ -7,10 +7,10 @@ then, and the ``Source`` of a tensor reads it piece by piece.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -144,5 +144,5 @@ def _tie(module: nn.Module) -> None:
 
 def _trim() -> None:
     """Asks the C library to give free memory back to the system; only glibc keeps it and can be asked."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
+    with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
