@@ -19,6 +19,7 @@ from qtl_core.codes import MAX_LEVELS, MIN_LEVELS
 from qtl_core.errors import MissingExtra
 from qtl_export.config import BITS, ExportConfig, levels_of_bits
 from qtl_export.progress import Progress
+from qtl_export.variants import checked as variant_names
 
 # What the extra [export] brings. Another module that is missing is a mistake of ours, not a missing extra.
 _EXTRA: Final = frozenset(
@@ -35,6 +36,8 @@ Examples:
   qtl-export --bits auto --pictures DIR    levels from the entropy of these pictures' features
   qtl-export --quantizer tiny -o tiny      the shipped checkpoint's smallest codes
   qtl-export --bits 2 --calibrate DIR MY   a quantizer for a checkpoint that has none, from pictures
+  qtl-export --bits 2 --variant int8-arm64 --variant fp16
+                                           graphs for a Raspberry Pi and for a Jetson's GPU beside fp32
   qtl-export --bits 16 -o baseline         unquantized features, the yardstick
   qtl-export inspect CHECKPOINT            what it is, and what its client half would cost
   qtl-export --bits 2 --validate 3500      compare a million codes of the shipped model
@@ -137,7 +140,19 @@ def cli() -> None:
     metavar="N",
     help="Validate on N pictures; 0 does not.  [default: enough for a million codes, at most 256]",
 )
-@click.option("--force", is_flag=True, help="Put the bundle in place although validation failed.")
+@click.option(
+    "--variant",
+    multiple=True,
+    metavar="NAME",
+    help="A further graph for particular devices; may be repeated: int8-arm64, int8-avx2, int8-avx512, "
+    "int8-avx512_vnni, fp16 (for GPUs), static or static-N (a batch of one, or of N). Each is held against "
+    "fp32 and refused beyond its bounds (docs/devices.md).",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Put the bundle in place although validation of it, or of a variant, failed.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def export(
     checkpoint: Path | None,
@@ -150,6 +165,7 @@ def export(
     calibrate: Path | None,
     code_dim: int | None,
     validate: int | None,
+    variant: tuple[str, ...],
     force: bool,
     as_json: bool,
 ) -> int:
@@ -183,6 +199,7 @@ def export(
         code_dim=code_dim,
         validate=validate,
         force=force,
+        variants=variant_names(variant),
     )
     return _export(config, as_json)
 
@@ -215,6 +232,9 @@ def _export(config: ExportConfig, as_json: bool) -> int:
     with progress.stage("starting PyTorch"):
         exporter = _needing_extra("qtl_export.exporter")
     exported = exporter.export(config, progress)
+    over = [name for name, entry in exported.variants.items() if not entry.passed]
+    if over:
+        click.echo(f"warning: over its bounds and put in place by --force: {', '.join(over)}", err=True)
     if not exported.validation["passed"] and exported.validation["pictures"]:
         click.echo("warning: validation failed, and the bundle was put in place by --force", err=True)
     click.echo(exported.as_json() if as_json else exported.as_text())

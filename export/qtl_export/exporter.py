@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint
 from qtl_core.nn.client_partition import ClientPartition
 from qtl_core.nn.server_partition import ServerPartition, write_server_half
 from qtl_export import held_out
-from qtl_export.answers import Language, compare_answers
+from qtl_export.answers import Answers, Language, compare_answers
 from qtl_export.auto_levels import choose_levels
 from qtl_export.calibration import Calibrated, calibrate, check_coding
 from qtl_export.card import write_card
@@ -33,6 +34,9 @@ from qtl_export.post_training import PostTraining
 from qtl_export.progress import Progress
 from qtl_export.report import Exported
 from qtl_export.validation import Compared, compare
+from qtl_export.variants.judging import Yardstick
+from qtl_export.variants.making import CALIBRATION, Made
+from qtl_export.variants.making import make as make_variants
 
 HALVES: Final[tuple[HalfName, ...]] = ("client", "server")
 CODES_WANTED: Final = 1_000_000
@@ -94,8 +98,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
             write_server_half(work / "server", checkpoint, agreement.cut, agreement.text)
         agreement.write_tables(work)
         fingerprint = agreement.fingerprint(work)
-        validation, faults = _validate(
-            work, checkpoint, agreement, fingerprint, validate_on, calibrated, progress
+        validation, faults, made = _validate(
+            work, checkpoint, agreement, fingerprint, validate_on, calibrated, config.variants, progress
         )
         if faults and not config.force:
             raise BundleError(
@@ -103,10 +107,10 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
                 "--force puts it there all the same"
             )
         for half in HALVES:
-            write_card(work, half, agreement, fingerprint, validation)
-            agreement.write_manifest(work, half, fingerprint, validation)
+            write_card(work, half, agreement, fingerprint, validation, made.entries)
+            agreement.write_manifest(work, half, fingerprint, validation, made.entries)
         sizes: dict[str, int] = {half: _bytes(work / half) for half in HALVES}
-        sizes["graph"] = (work / "client" / GRAPH).stat().st_size
+        sizes["graph"] = sum(path.stat().st_size for path in (work / "client").glob(f"{GRAPH}*"))
         put(work, target)
     return Exported(
         config.output,
@@ -118,6 +122,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         validation,
         chosen,
         fitted,
+        made.entries,
     )
 
 
@@ -148,12 +153,13 @@ def _validate(
     fingerprint: str,
     given: held_out.HeldOut | None,
     calibrated: Calibrated,
+    variants: Sequence[str],
     progress: Progress,
-) -> tuple[dict[str, Any], list[str]]:
-    """What the manifests will say, and what is over its bounds; writes the golden pictures on the way."""
+) -> tuple[dict[str, Any], list[str], Made]:
+    """What the manifests will say, and what is over its bounds; writes golden pictures and variants too."""
     if given is None:
         said = calibrated.said(agreement.cut)
-        return {"passed": False, "pictures": 0, "source": "not validated", "entropy": said}, []
+        return {"passed": False, "pictures": 0, "source": "not validated", "entropy": said}, [], Made()
     # The device opens halves that have a manifest and nothing else, so these get one for the time being.
     for half in HALVES:
         agreement.write_manifest(work, half, fingerprint, {})
@@ -163,12 +169,18 @@ def _validate(
     # The checkpoint's own quantizer, not the settled one the graph was made of: that is checked here too.
     quantizer = model.vision_quantizer if cut.quantized else None
     part = ClientPartition(model.vision, quantizer, cut.levels or None).eval()
-    compared = compare(part, Encoder(client), given.pictures, cut, progress)
+    encoder = Encoder(client)
+    compared = compare(part, encoder, given.pictures, cut, progress)
     language = (
         Language(TextEncoder(client), checkpoint, agreement.text) if agreement.text.mode == "codes" else None
     )
     answering = ServerPartition.load(server.path, server.manifest)
-    answers = compare_answers(answering, compared, given.questions, cut, language, progress)
+
+    def ask(payloads: list[bytes]) -> Answers:
+        asked = dataclasses.replace(compared, device=payloads)
+        return compare_answers(answering, asked, given.questions, cut, language, progress)
+
+    answers = ask(compared.device)
     _golden(work, given, compared)
     faults = compared.report.faults()
     codes = None
@@ -176,18 +188,23 @@ def _validate(
         shape = (cut.tokens, cut.code_dim)
         codes = np.stack([packing.unpack(payload, cut.levels, shape) for payload in compared.device])
         faults += check_coding(client, server, codes)
-    made = versions()
+    made = Made()
+    if not faults and variants:
+        yardstick = Yardstick(cut, given.pictures, compared.pytorch, encoder, answers.right, ask)
+        calibration = held_out.others(given, min(CALIBRATION, len(given.pictures)))
+        made = make_variants(variants, client, yardstick, calibration, progress)
+    with_ = versions()
     validation = {
         "passed": not faults,
         "pictures": len(given.pictures),
         "source": _source(given),
-        "device": f"onnxruntime {made['onnxruntime']}, {CPU}, {made['machine']}",
+        "device": f"onnxruntime {with_['onnxruntime']}, {CPU}, {with_['machine']}",
         "against": f"PyTorch {torch.__version__}",
         "codes" if cut.quantized else "features": msgspec.to_builtins(compared.report),
         "answers": {**msgspec.to_builtins(answers), "accuracy": answers.accuracy},
         "entropy": calibrated.said(cut, None if codes is None else codes[: given.originals]),
     }
-    return validation, faults
+    return validation, [*faults, *made.faults], made
 
 
 def _golden(work: Path, given: held_out.HeldOut, compared: Compared) -> None:

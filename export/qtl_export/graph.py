@@ -30,8 +30,8 @@ OUTPUT: Final = "packed"
 GRAPH: Final = "client.onnx"
 WEIGHTS: Final = "client.onnx.data"
 
-# A protobuf message ends at 2 GiB; the rest of the graph is far below the difference.
-_LARGEST_IN_ONE_FILE: Final = 2**31 - 2**26
+# Weights in a file of their own are mapped into memory and not read twice; a protobuf message ends at 2 GiB.
+_LARGEST_IN_ONE_FILE: Final = 2**27
 
 
 def export_graph(
