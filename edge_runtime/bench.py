@@ -18,7 +18,7 @@ from qtl_core.errors import QtlError
 
 from .choice import Choice
 from .encoder import CPU, Encoder
-from .golden import TOLERANCE, Difference, Golden, difference, golden_of, made_up
+from .golden import Bounds, Difference, Golden, difference, golden_of, made_up
 from .picture import Pixels
 from .variants import Variant, variants
 
@@ -160,7 +160,7 @@ def measure(
     *,
     seconds: float,
     keep: bool,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
     each: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
@@ -174,7 +174,7 @@ def measure(
         seconds: when to stop, once every candidate had ``MIN_ROUNDS`` and each picture once.
         keep: keep all loaded; if not, each is loaded anew for its turn, which a small memory needs.
         tolerance: share of codes that may differ for variants of reduced precision and other providers than
-            the CPU.
+            the CPU; None for what the manifest states of each, or ``golden.TOLERANCE``.
         clock: seconds.
         each: called after each turn.
 
@@ -267,11 +267,12 @@ def _turn(
     timing.found.setdefault(number, payload)
 
 
-def _judge(timing: Timing, golden: Golden, cut: Cut, tolerance: float) -> None:
+def _judge(timing: Timing, golden: Golden, cut: Cut, tolerance: float | None) -> None:
     if timing.failed or not timing.found:
         return
     expected = [golden.payloads[number] for number in timing.found]
     timing.codes = difference(cut, expected, list(timing.found.values()))
     one = timing.candidate
-    exact = one.variant.full and one.provider == CPU
-    timing.refused = timing.codes.fault(cut, None if exact else tolerance)
+    timing.refused = timing.codes.fault(cut, Bounds.of(cut, one.variant, one.provider, tolerance))
+    if one.variant.forced:
+        timing.refused = "validation at export found it over its bounds"

@@ -33,8 +33,9 @@ _TOLERANCE = click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
     metavar="SHARE",
-    help="Share of the codes that may differ by one level on variants of reduced precision and on other "
-    "providers than the CPU; the fp32 graph on the CPU has the bounds of validation.  [default: 0.1]",
+    help="Share of the codes that may differ on variants of reduced precision and on other providers than "
+    "the CPU; the fp32 graph on the CPU has the bounds of validation.  [default: what the bundle states of "
+    "each variant, 0.1 where it states nothing]",
 )
 
 
@@ -116,7 +117,6 @@ def bench(
     from . import bench_report
     from .choice import store
     from .encoder import onnxruntime_module
-    from .golden import TOLERANCE
     from .machine import look
     from .variants import variant as known
 
@@ -151,7 +151,7 @@ def bench(
             half.manifest.cut,
             seconds=seconds,
             keep=timing.fit_together(every, machine.available),
-            tolerance=TOLERANCE if tolerance is None else tolerance,
+            tolerance=tolerance,
             each=each,
         )
     best = timing.fastest(timings)
@@ -201,7 +201,6 @@ def selftest(
     from .choice import stored
     from .cold import start
     from .encoder import onnxruntime_module
-    from .golden import TOLERANCE
     from .heat import feel
     from .machine import look
 
@@ -224,7 +223,7 @@ def selftest(
                 loader(half),
                 pictures,
                 half,
-                tolerance=TOLERANCE if tolerance is None else tolerance,
+                tolerance=tolerance,
                 each=each,
             )
         )

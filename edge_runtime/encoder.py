@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from qtl_core.bundle import Half
 from qtl_core.errors import BundleError, HostError, InputError
@@ -73,6 +74,8 @@ class Encoder:
                 )
             ) from error
         self._output = self._check_signature()
+        first = self._session.get_inputs()[0].shape[0]
+        self._batch = first if isinstance(first, int) and first > 0 else None
 
     @property
     def provider(self) -> str:
@@ -98,13 +101,7 @@ class Encoder:
                 f"the graph takes uint8 [B, {', '.join(map(str, expected))}], "
                 f"not {batch.dtype} {list(batch.shape)}"
             )
-        try:
-            result = self._session.run([self._output], {INPUT: np.ascontiguousarray(batch)})[0]
-        except Exception as error:
-            raise BundleError(
-                f"the graph {self._path} failed: {_first_line(error)}; export it again"
-            ) from error
-        array = np.asarray(result)
+        array = np.concatenate([self._run(part)[: len(batch) - at] for at, part in self._parts(batch)])
         rows = array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(len(array), -1)
         payloads = [row.tobytes() for row in rows]
         sizes = {len(payload) for payload in payloads}
@@ -114,6 +111,22 @@ class Encoder:
                 f"{len(batch)} pictures; the manifest says {self._cut.payload_bytes}: export the bundle again"
             )
         return payloads
+
+    def _parts(self, batch: Pixels) -> Iterator[tuple[int, Pixels]]:
+        """The pictures as the graph takes them, each part with its place: all, or by its fixed batch."""
+        step = self._batch or len(batch)
+        for at in range(0, len(batch), step):
+            part = batch[at : at + step]
+            # The last picture again and again, until the part is full.
+            yield at, part if len(part) == step else part[np.minimum(np.arange(step), len(part) - 1)]
+
+    def _run(self, batch: Pixels) -> npt.NDArray[Any]:
+        try:
+            return np.asarray(self._session.run([self._output], {INPUT: np.ascontiguousarray(batch)})[0])
+        except Exception as error:
+            raise BundleError(
+                f"the graph {self._path} failed: {_first_line(error)}; export it again"
+            ) from error
 
     def _check_signature(self) -> str:
         """The name of the output, if the graph takes and returns what the manifest says."""

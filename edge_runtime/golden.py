@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +14,16 @@ from qtl_core import codes as packing
 from qtl_core.bundle import Cut, Half
 from qtl_core.errors import BundleError
 
+from .encoder import CPU
 from .picture import Pixels
+from .variants import Variant
 
 FILE: Final = "golden.npz"
 """``pictures`` uint8 [n, height, width, 3] and ``payloads`` uint8 [n, payload bytes]."""
 FEATURE_BOUND: Final = 1e-3
 """16 bit: a feature differs if it is off by more than this share of the largest feature."""
 TOLERANCE: Final = 0.1
-"""Share of codes that may differ at reduced precision where nobody says otherwise; int8 takes 3 to 8 %."""
+"""Share of codes that may differ at reduced precision where neither manifest nor user says otherwise."""
 
 # DESIGN.md's bounds at full precision.
 _FEW_LEVELS: Final = 16
@@ -34,6 +37,51 @@ class Golden:
 
     pictures: Pixels
     payloads: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """How far payloads may be from those expected.
+
+    Attributes:
+        share: of codes (features) that may differ.
+        largest: by how much: levels; of features, over the largest feature.
+        least: so many codes may differ however few there are.
+    """
+
+    share: float
+    largest: float
+    least: int = 0
+
+    @classmethod
+    def full(cls, cut: Cut) -> Bounds:
+        """DESIGN.md's, at full precision; one code in a small sample says nothing about the share."""
+        if cut.quantized:
+            return cls(share=share_bound(cut), largest=1, least=1)
+        return cls(share=0.0, largest=FEATURE_BOUND)
+
+    @classmethod
+    def reduced(cls, cut: Cut, share: float = TOLERANCE) -> Bounds:
+        """Those of reduced precision, where nobody has measured what it costs."""
+        return cls(share=share, largest=1 if cut.quantized else math.inf)
+
+    @classmethod
+    def of(cls, cut: Cut, variant: Variant, provider: str, tolerance: float | None = None) -> Bounds:
+        """Those of one graph on one provider.
+
+        Args:
+            cut: what crosses the cut.
+            variant: the graph; the manifest may state its bounds.
+            provider: onnxruntime execution provider. Others than the CPU may compute in reduced precision.
+            tolerance: share that the user allows at reduced precision; None for the manifest's.
+        """
+        full, entry = cls.full(cut), variant.entry
+        exact = variant.full or (entry is not None and entry.share_bound <= full.share)
+        if exact and provider == CPU:
+            return full
+        if entry is None or exact:
+            return cls.reduced(cut, TOLERANCE if tolerance is None else tolerance)
+        return cls(share=entry.share_bound if tolerance is None else tolerance, largest=entry.largest_bound)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +103,14 @@ class Difference:
         """Share that differs."""
         return self.differ / self.compared
 
-    def fault(self, cut: Cut, tolerance: float | None) -> str:
-        """What is over its bound, in a few words; empty if nothing is.
-
-        Args:
-            cut: what crosses the cut.
-            tolerance: share that may differ; None for the bounds of full precision, where one code may
-                differ however few there are.
-        """
-        if cut.quantized and self.largest > 1:
-            return f"a code differs by {self.largest:.0f} levels, 1 is allowed"
-        share = share_bound(cut) if tolerance is None else tolerance
-        least = 1 if cut.quantized and tolerance is None else 0
-        allowed = max(int(share * self.compared), least)
+    def fault(self, cut: Cut, bounds: Bounds) -> str:
+        """What is over its bound, in a few words; empty if nothing is."""
+        if self.largest > bounds.largest:
+            if not cut.quantized:
+                return f"a feature is off by {self.largest:.2g} of the largest, {bounds.largest:g} is allowed"
+            levels = f"{bounds.largest:.0f} {'is' if bounds.largest == 1 else 'are'} allowed"
+            return f"a code differs by {self.largest:.0f} levels, {levels}"
+        allowed = max(int(bounds.share * self.compared), bounds.least)
         if self.differ > allowed:
             what = "codes" if cut.quantized else "features"
             return f"{self.differ} of {self.compared} {what} differ, {allowed} may"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import os
 import statistics
 import time
@@ -26,7 +27,7 @@ from .bench import Candidate, Load
 from .choice import Choice
 from .cold import Cold
 from .encoder import CPU
-from .golden import TOLERANCE, Golden, difference, golden_of
+from .golden import Bounds, Golden, difference, golden_of
 from .heat import Heat
 from .machine import Machine
 from .resident import peak_bytes, resident_bytes
@@ -49,6 +50,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         compared: codes (16-bit features where there is no quantizer).
         differ: of them, those that are not what they should be.
         largest: the largest difference in levels; of features, over the largest feature.
+        share_bound: share of them that may differ: at reduced precision the variant's own, of the manifest.
+        largest_bound: the largest difference allowed; None for any.
         fault: what is over its bound; empty if nothing is.
         first_ms: milliseconds of the first picture after loading.
         median_ms: of the others.
@@ -63,6 +66,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     compared: int
     differ: int
     largest: float
+    share_bound: float
+    largest_bound: float | None
     fault: str
     first_ms: float
     median_ms: float
@@ -106,7 +111,7 @@ def test(
     pictures: Golden,
     half: Half,
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
     each: Callable[[], None] = lambda: None,
 ) -> Iterator[Row]:
@@ -117,7 +122,7 @@ def test(
         load: loads one.
         pictures: what goes in, and what should come out.
         half: the client half they are of.
-        tolerance: share of codes that may differ at reduced precision.
+        tolerance: share of codes that may differ at reduced precision; None for what the manifest states.
         clock: seconds.
         each: called after each run.
 
@@ -193,7 +198,8 @@ def report(
 def line(row: Row) -> str:
     """A row for people."""
     return (
-        f"{row.variant} on {row.provider}: {row.differ:,} of {row.compared:,} codes differ, "
+        f"{row.variant} on {row.provider}: {row.differ:,} of {row.compared:,} codes differ "
+        f"({100 * row.share_bound:g} % may), "
         f"{row.median_ms:.2f} ms a picture" + (f"; FAULT: {row.fault}" if row.fault else "")
     )
 
@@ -220,7 +226,7 @@ def _row(
     load: Load,
     pictures: Golden,
     half: Half,
-    tolerance: float,
+    tolerance: float | None,
     clock: Callable[[], float],
     each: Callable[[], None],
 ) -> Row:
@@ -241,7 +247,7 @@ def _row(
                 found.append(payload)
             each()
     apart = difference(half.manifest.cut, pictures.payloads, found)
-    exact = one.variant.full and one.provider == CPU
+    bounds = Bounds.of(half.manifest.cut, one.variant, one.provider, tolerance)
     return Row(
         variant=one.variant.name,
         provider=one.provider,
@@ -250,7 +256,9 @@ def _row(
         compared=apart.compared,
         differ=apart.differ,
         largest=apart.largest,
-        fault=apart.fault(half.manifest.cut, None if exact else tolerance),
+        share_bound=bounds.share,
+        largest_bound=bounds.largest if math.isfinite(bounds.largest) else None,
+        fault=apart.fault(half.manifest.cut, bounds),
         first_ms=ms[0],
         median_ms=statistics.median(ms[1:]),
         slowest_ms=max(ms[1:]),

@@ -1,16 +1,17 @@
 """The graphs a client half has: the one that the manifest names, and variants of it for particular devices.
 
 A variant lies beside it as ``client.NAME.onnx`` (``client.int8-arm64.onnx``, ``client.fp16.onnx``), with its
-weights in ``client.NAME.onnx.data`` where they have a file of their own, and the manifest lists both.
+weights in ``client.NAME.onnx.data`` where they have a file of their own, and the manifest lists both. What
+validation found of it is in the manifest too, and by how much its codes may differ.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from qtl_core.bundle import Half
+from qtl_core.bundle import Half, VariantEntry
 from qtl_core.errors import InputError
 
 FULL: Final = "fp32"
@@ -28,17 +29,24 @@ class Variant:
         graph: the file in the half.
         bytes: size of the graph and its weights.
         sha256: of the graph's file, hex.
+        entry: what the manifest says of it; None of the manifest's own graph, or where it says nothing.
     """
 
     name: str
     graph: str
     bytes: int
     sha256: str
+    entry: VariantEntry | None = field(default=None, compare=False)
 
     @property
     def full(self) -> bool:
         """Whether it is the manifest's own graph, at full precision."""
         return self.name == FULL
+
+    @property
+    def forced(self) -> bool:
+        """Whether validation found it over its bounds, and it was put into the bundle all the same."""
+        return self.entry is not None and not self.entry.passed
 
 
 def variants(half: Half) -> tuple[Variant, ...]:
@@ -65,6 +73,8 @@ def variant(half: Half, name: str) -> Variant:
 
 def _variant(half: Half, name: str, graph: str) -> Variant:
     files = half.manifest.files
-    weights = files.get(graph + _WEIGHTS)
+    entry = half.manifest.variants.get(name)
+    # A graph with a fixed batch shares the weights of the manifest's own.
+    weights = files.get(entry.weights if entry is not None and entry.weights else graph + _WEIGHTS)
     size = files[graph].size + (0 if weights is None else weights.size)
-    return Variant(name=name, graph=graph, bytes=size, sha256=files[graph].sha256)
+    return Variant(name=name, graph=graph, bytes=size, sha256=files[graph].sha256, entry=entry)

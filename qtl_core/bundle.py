@@ -165,6 +165,26 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     sha256: Sha256
 
 
+class VariantEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A further graph of the client half, for particular devices, and what validation found of it.
+
+    Attributes:
+        graph: its file.
+        weights: the file of its weights where they are not in the graph's own; empty if they are.
+        passed: whether it was within its bounds; one that was not was put there by force.
+        share_bound: share of codes (or features) that may differ from full precision.
+        largest_bound: by how much one may: levels; of features, over the largest feature.
+        measured: what validation measured, numbers and the settings they belong to.
+    """
+
+    graph: str
+    weights: str = ""
+    passed: bool = False
+    share_bound: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    largest_bound: Annotated[float, Meta(ge=0)] = 1.0
+    measured: dict[str, Any] = {}
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """``manifest.json`` of one half.
 
@@ -181,6 +201,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         gflop: floating-point operations of the client graph for one picture, in 1e9 (a multiplication and an
             addition are two); 0 where nobody counted, and in the server half.
         schema: version of this layout.
+        variants: the client half's further graphs by name.
     """
 
     half: HalfName
@@ -197,6 +218,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     validation: dict[str, Any] = {}
     gflop: Annotated[float, Meta(ge=0)] = 0.0
     schema: int = SCHEMA
+    variants: dict[str, VariantEntry] = {}
 
     @property
     def fingerprint_bytes(self) -> bytes:

@@ -4,7 +4,8 @@
 
 Random weights at the tower's published sizes. ``--quick`` takes fewer rounds and says so. Each ratio is the
 median over the rounds of the ratio within a round, so that a machine that is busy with other things counts on
-both sides.
+both sides. Beside each stands the same ratio of processor time, which other programs touch less, and the
+spread over the rounds.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def cli(geometry: str, threads: int | None, rounds: int | None, quick: bool, jso
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)[geometry]
     with tempfile.TemporaryDirectory(prefix="qtl-latency-") as folder:
         built = build(GEOMETRIES[geometry], Path(folder))
-        turns = in_turns(ways(built, threads), len(built.pictures), rounds)
+        turns, busy = in_turns(ways(built, threads), len(built.pictures), rounds)
         codes = int8_codes(built)
         model = variant(built.half, "").bytes
         fresh = cold.start(built.half.path, "fp32", CPU, threads)
@@ -78,6 +79,9 @@ def cli(geometry: str, threads: int | None, rounds: int | None, quick: bool, jso
             "threads": threads,
             "rounds": rounds,
             **{name: median_ratio(turns[a], turns[b]) for name, (a, b, _) in RATIOS.items()},
+            "cpu": {name: median_ratio(busy[a], busy[b]) for name, (a, b, _) in RATIOS.items()},
+            "spread": {name: spread(turns[a], turns[b]) for name, (a, b, _) in RATIOS.items()},
+            "cpu_spread": {name: spread(busy[a], busy[b]) for name, (a, b, _) in RATIOS.items()},
             "int8_codes_differ": codes["share"],
             "cold_start_s": fresh.seconds,
             "resident_over_model": None if fresh.resident is None else fresh.resident / model,
@@ -87,6 +91,7 @@ def cli(geometry: str, threads: int | None, rounds: int | None, quick: bool, jso
             "model_bytes": model,
             "int8_bytes": variant(built.half, "int8").bytes,
             "ms": {name: 1000 * statistics.median(seconds) for name, seconds in turns.items()},
+            "cpu_ms": {name: 1000 * statistics.median(seconds) for name, seconds in busy.items()},
             "goals": GOALS,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "machine": {"cpu": machine.cpu, "architecture": machine.architecture, "cores": machine.cores,
@@ -136,31 +141,44 @@ def in_turns(
     pictures: int,
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Seconds of each way in each round, all with the same picture in a round, after one warm-up of each.
+    processor: Callable[[], float] = time.process_time,
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Times each way in each round, all with the same picture in a round, after one warm-up of each.
 
     Args:
         todo: what to time.
         pictures: how many there are to go through.
         rounds: how often.
         clock: seconds.
+        processor: seconds that this process kept processors busy.
+
+    Returns:
+        Seconds, and processor seconds, by way.
     """
     seconds: dict[str, list[float]] = {name: [] for name in todo}
+    busy: dict[str, list[float]] = {name: [] for name in todo}
     for way in todo.values():
         way(0)
     for round_ in range(rounds):
         # Every other round backwards: none always follows the same one.
         names = list(todo) if round_ % 2 == 0 else list(todo)[::-1]
         for name in names:
-            start = clock()
+            start, worked = clock(), processor()
             todo[name](round_ % pictures)
             seconds[name].append(clock() - start)
-    return seconds
+            busy[name].append(processor() - worked)
+    return seconds, busy
 
 
 def median_ratio(a: list[float], b: list[float]) -> float:
     """Median over the rounds of one time over another."""
     return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def spread(a: list[float], b: list[float]) -> list[float]:
+    """The smallest and the largest of the rounds' ratios."""
+    ratios = [x / y for x, y in zip(a, b, strict=True)]
+    return [min(ratios), max(ratios)]
 
 
 def int8_codes(built: Built) -> dict[str, Any]:
@@ -185,7 +203,11 @@ def table(result: dict[str, Any]) -> str:
     for name in (*RATIOS, "resident_over_model"):
         value = result[name]
         shown = "unknown" if value is None else f"{value:.3f}"
-        lines.append(f"  {name:<20} {shown:>8}   at most {result['goals'][name]:.2f} at so400m")
+        line = f"  {name:<20} {shown:>8}   at most {result['goals'][name]:.2f} at so400m"
+        if name in RATIOS:
+            low, high = result["cpu_spread"][name]
+            line += f"; of processor time {result['cpu'][name]:.3f} ({low:.3f} to {high:.3f})"
+        lines.append(line)
     codes = result["int8_codes"]
     lines.append(
         f"  {'int8_codes_differ':<20} {100 * codes['share']:>7.2f}%   of {codes['compared']:,}, by at most "

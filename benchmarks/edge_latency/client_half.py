@@ -7,15 +7,12 @@ are for times, sizes, and the share of codes that another precision changes.
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnx
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
@@ -32,8 +29,11 @@ from qtl_core.nn.model import TowerSettings, VisionEncoder
 from qtl_core.nn.quantizer import Quantizer
 from qtl_export.graph import GRAPH, INPUT, OUTPUT, save, settled, trace
 from qtl_export.halves import write_golden
+from qtl_export.variants.int8 import quantize
 
 LEVELS: Final = 4
+INT8_PRESET: Final = "avx512_vnni"
+"""The exporter's, of which "arm64" is the same graph."""
 INT8: Final = "client.int8.onnx"
 TOWER: Final = "tower"
 _LAYER: Final = -2
@@ -129,24 +129,8 @@ def build(geometry: Geometry, work: Path) -> Built:
     sample = torch.zeros(2, geometry.side, geometry.side, 3, dtype=torch.uint8)
     save(trace(partition, sample, INPUT, OUTPUT), client)
     save(trace(_Tower(tower), torch.zeros(2, 3, geometry.side, geometry.side), "pixels", "states"), bare)
-    _to_int8(client)
+    quantize(client / GRAPH, client / INT8, INT8_PRESET, "dynamic")
     return Built(_half(geometry, client, pictures), bare / GRAPH, partition, pictures)
-
-
-def _to_int8(client: Path) -> None:
-    """Weights of the matrix products as int8, activations quantised as they come."""
-    before = logging.root.manager.disable
-    # It advises pre-processing, which infers shapes that this graph has from its exporter.
-    logging.disable(logging.WARNING)
-    try:
-        quantize_dynamic(
-            onnx.load(client / GRAPH),
-            client / INT8,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            weight_type=QuantType.QInt8,
-        )
-    finally:
-        logging.disable(before)
 
 
 def _half(geometry: Geometry, folder: Path, pictures: Pixels) -> Half:

@@ -27,7 +27,10 @@ def open_client(patient: Patient) -> Half:
 def described(half: Half) -> Finding:
     """What the bundle is; opening it has checked its hashes."""
     manifest = half.manifest
-    graphs = ", ".join(f"{one.name} {megabytes(one.bytes)}" for one in variants(half))
+    graphs = ", ".join(
+        f"{one.name} {megabytes(one.bytes)}{' (over its bounds at export)' if one.forced else ''}"
+        for one in variants(half)
+    )
     golden = "" if FILE in manifest.files else "; no golden pictures (selftest needs them)"
     said = f"{manifest.model}, fingerprint {manifest.fingerprint}, hashes right; graphs: {graphs}{golden}"
     return Finding(name="bundle", said=said)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edge_runtime.golden import FILE as GOLDEN
-from qtl_core.bundle import Cut, HalfName
+from qtl_core.bundle import Cut, HalfName, VariantEntry
 from qtl_export.halves import Agreement
 from qtl_export.report import rows
+from qtl_export.variants.table import variant_markdown
 
 README = "README.md"
 
@@ -27,9 +29,14 @@ _WHAT = {
 
 
 def write_card(
-    work: Path, half: HalfName, agreement: Agreement, fingerprint: str, validation: dict[str, Any]
+    work: Path,
+    half: HalfName,
+    agreement: Agreement,
+    fingerprint: str,
+    validation: dict[str, Any],
+    variants: Mapping[str, VariantEntry],
 ) -> None:
-    """Writes the README of one half."""
+    """Writes the README of one half; ``variants`` stand in the client's."""
     what, command = _WHAT[half]
     cut, picture, text = agreement.cut, agreement.picture, agreement.text
     shape = f"{cut.tokens} tokens x {cut.code_dim}"
@@ -70,6 +77,7 @@ def write_card(
         "",
         *_validation(validation),
         "",
+        *(variant_markdown(variants) if half == "client" else []),
         "## What it does not do",
         "",
         "Quantizing is not encryption: whoever holds both halves can reconstruct a good deal of the picture",

@@ -20,6 +20,7 @@ from qtl_core.codes import MAX_LEVELS, MIN_LEVELS
 from qtl_core.errors import MissingExtra
 from qtl_export.config import BITS, ExportConfig, levels_of_bits
 from qtl_export.progress import Progress
+from qtl_export.variants import checked as variant_names
 
 # What the extra [export] brings. Another module that is missing is a mistake of ours, not a missing extra.
 _EXTRA: Final = frozenset(
@@ -37,6 +38,8 @@ Examples:
   qtl-export --quantizer tiny -o tiny      the shipped checkpoint's smallest codes
   qtl-export --bits 2 --calibrate DIR MY   a quantizer for a checkpoint that has none, from pictures
   qtl-export --bits 2 QUANTIZER            what qtl-train quantizer made, with the checkpoint it is for
+  qtl-export --bits 2 --variant int8-arm64 --variant fp16
+                                           graphs for a Raspberry Pi and for a Jetson's GPU beside fp32
   qtl-export --bits 16 -o baseline         unquantized features, the yardstick
   qtl-export inspect CHECKPOINT            what it is, and what its client half would cost
   qtl-export --bits 16 org/name@main       a checkpoint of the hub; it stays in the hub's cache
@@ -162,7 +165,19 @@ def cli() -> None:
     help="Whether validation also loads the language model and compares answers.  [default: where it is no "
     "larger than the client partition, or than 64 MB]",
 )
-@click.option("--force", is_flag=True, help="Put the bundle in place although validation failed.")
+@click.option(
+    "--variant",
+    multiple=True,
+    metavar="NAME",
+    help="A further graph for particular devices; may be repeated: int8-arm64, int8-avx2, int8-avx512, "
+    "int8-avx512_vnni, fp16 (for GPUs), static or static-N (a batch of one, or of N). Each is held against "
+    "fp32 and refused beyond its bounds (docs/devices.md).",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Put the bundle in place although validation of it, or of a variant, failed.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def export(
     checkpoint: Path | None,
@@ -177,6 +192,7 @@ def export(
     questions: Path | None,
     validate: int | None,
     validate_answers: bool | None,
+    variant: tuple[str, ...],
     force: bool,
     as_json: bool,
 ) -> int:
@@ -216,6 +232,7 @@ def export(
         validate=validate,
         validate_answers=validate_answers,
         force=force,
+        variants=variant_names(variant),
     )
     return _export(config, as_json)
 
@@ -258,6 +275,9 @@ def _export(config: ExportConfig, as_json: bool) -> int:
         hub = _needing_extra("qtl_core.nn.hub")
     config = dataclasses.replace(config, checkpoint=hub.checkpoint_folder(config.checkpoint))
     exported = exporter.export(config, progress)
+    over = [name for name, entry in exported.variants.items() if not entry.passed]
+    if over:
+        click.echo(f"warning: over its bounds and put in place by --force: {', '.join(over)}", err=True)
     if not exported.validation["passed"] and exported.validation["pictures"]:
         click.echo("warning: validation failed, and the bundle was put in place by --force", err=True)
     click.echo(exported.as_json() if as_json else exported.as_text())

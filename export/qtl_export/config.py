@@ -10,6 +10,7 @@ from qtl_core.bundle import UNQUANTIZED_BITS
 from qtl_core.codes import bits_of
 from qtl_core.errors import InputError
 from qtl_core.shipped import BUNDLE
+from qtl_export.variants import checked
 
 QUANTIZED_BITS: Final = tuple(range(1, 9))
 BITS: Final = (*QUANTIZED_BITS, UNQUANTIZED_BITS)
@@ -39,6 +40,7 @@ class ExportConfig:
         validate_answers: whether validation loads the language model and compares answers too; None does
             where that takes no more memory than the rest of the export.
         force: put the bundle in place although validation found it over the bounds.
+        variants: further graphs for particular devices, by name (``qtl_export.variants``).
 
     Raises:
         InputError: a number out of range.
@@ -58,6 +60,7 @@ class ExportConfig:
     validate: int | None = None
     validate_answers: bool | None = None
     force: bool = False
+    variants: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.levels:
@@ -77,6 +80,12 @@ class ExportConfig:
             )
         if self.validate is not None and self.validate < 0:
             raise InputError(f"cannot validate on {self.validate} pictures; give 0 (do not) or more")
+        checked(self.variants)
+        if self.variants and self.validate == 0:
+            raise InputError(
+                f"variant {self.variants[0]!r} is only worth what validation says of it; validate on one "
+                "picture or more"
+            )
 
 
 def levels_of_bits(bits: int) -> int:

@@ -24,7 +24,7 @@ from qtl_core.nn.families.fitted import check_client
 from qtl_core.nn.server_partition import WEIGHTS_FILE, ServerPartition, write_server_half
 from qtl_core.nn.stored import drop_weights, load_weights
 from qtl_export import held_out
-from qtl_export.answers import Language, compare_answers, reason_not_to_ask
+from qtl_export.answers import Answers, Language, compare_answers, reason_not_to_ask
 from qtl_export.auto_levels import choose_levels
 from qtl_export.calibration import Calibrated, calibrate, check_coding
 from qtl_export.card import write_card
@@ -39,6 +39,9 @@ from qtl_export.progress import Progress
 from qtl_export.questions import Questions
 from qtl_export.report import Exported
 from qtl_export.validation import Compared, compare
+from qtl_export.variants.judging import Yardstick
+from qtl_export.variants.making import CALIBRATION, Made
+from qtl_export.variants.making import make as make_variants
 
 CODES_WANTED: Final = 1_000_000
 """Codes that validation compares where few enough pictures hold so many."""
@@ -117,7 +120,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         )
         agreement.write_tables(work)
         fingerprint = agreement.fingerprint(work)
-        validation, faults = _validate(
+        validation, faults, made = _validate(
             work,
             checkpoint,
             agreement,
@@ -135,10 +138,10 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
                 "--force puts it there all the same"
             )
         for half in HALVES:
-            write_card(work, half, agreement, fingerprint, validation)
-            agreement.write_manifest(work, half, fingerprint, validation)
+            write_card(work, half, agreement, fingerprint, validation, made.entries)
+            agreement.write_manifest(work, half, fingerprint, validation, made.entries)
         sizes: dict[str, int] = {half: _bytes(work / half) for half in HALVES}
-        sizes["graph"] = (work / "client" / GRAPH).stat().st_size
+        sizes["graph"] = sum(path.stat().st_size for path in (work / "client").glob(f"{GRAPH}*"))
         put(work, target)
     return Exported(
         config.output,
@@ -150,6 +153,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         validation,
         chosen,
         fitted,
+        made.entries,
     )
 
 
@@ -194,18 +198,18 @@ def _validate(
     questions: Questions | None,
     config: ExportConfig,
     progress: Progress,
-) -> tuple[dict[str, Any], list[str]]:
-    """What the manifests will say, and what is over its bounds; writes the golden pictures on the way."""
+) -> tuple[dict[str, Any], list[str], Made]:
+    """What the manifests will say, and what is over its bounds; writes golden pictures and variants too."""
     if given is None or expected is None:
         said = calibrated.said(agreement.cut)
-        return {"passed": False, "pictures": 0, "source": "not validated", "entropy": said}, []
+        return {"passed": False, "pictures": 0, "source": "not validated", "entropy": said}, [], Made()
     # The device opens halves that have a manifest and nothing else, so these get one for the time being.
     for half in HALVES:
         agreement.write_manifest(work, half, fingerprint, {})
     client, server = (open_half(work / half, half) for half in HALVES)
     cut = agreement.cut
-    device = Encoder(client)
-    compared = compare(expected, device, given.pictures, progress)
+    encoder = Encoder(client)
+    compared = compare(expected, encoder, given.pictures, progress)
     language = (
         Language(TextEncoder(client), checkpoint, agreement.text) if agreement.text.mode == "codes" else None
     )
@@ -213,11 +217,15 @@ def _validate(
     # Questions of the user's own are asked whatever the decoder's size.
     why_not = "" if questions is not None else reason_not_to_ask(checkpoint, graph, config.validate_answers)
     answering = why_not or ServerPartition.load(server.path, server.manifest)
-    answers = compare_answers(answering, compared, given.questions, cut, language, progress)
+
+    def ask(payloads: list[bytes]) -> Answers:
+        asked = dataclasses.replace(compared, device=payloads)
+        return compare_answers(answering, asked, given.questions, cut, language, progress)
+
+    answers = ask(compared.device)
     accuracy = None
     if questions is not None and not isinstance(answering, str):
-        accuracy = questions.ask(device, answering, cut, progress)
-    del answering
+        accuracy = questions.ask(encoder, answering, cut, progress)
     _golden(work, given, compared)
     faults = compared.report.faults()
     codes = None
@@ -225,19 +233,24 @@ def _validate(
         shape = (cut.tokens, cut.code_dim)
         codes = np.stack([packing.unpack(payload, cut.levels, shape) for payload in compared.device])
         faults += check_coding(client, server, codes)
-    made = versions()
+    made = Made()
+    if not faults and config.variants:
+        yardstick = Yardstick(cut, given.pictures, compared.pytorch, encoder, answers.right, ask)
+        calibration = held_out.others(given, min(CALIBRATION, len(given.pictures)))
+        made = make_variants(config.variants, client, yardstick, calibration, progress)
+    with_ = versions()
     validation = {
         "passed": not faults,
         "pictures": len(given.pictures),
         "source": _source(given),
-        "device": f"onnxruntime {made['onnxruntime']}, {CPU}, {made['machine']}",
+        "device": f"onnxruntime {with_['onnxruntime']}, {CPU}, {with_['machine']}",
         "against": f"PyTorch {torch.__version__}",
         "codes" if cut.quantized else "features": msgspec.to_builtins(compared.report),
         "answers": {**msgspec.to_builtins(answers), "accuracy": answers.accuracy},
         "questions": None if accuracy is None else msgspec.to_builtins(accuracy),
         "entropy": calibrated.said(cut, None if codes is None else codes[: given.originals]),
     }
-    return validation, faults
+    return validation, [*faults, *made.faults], made
 
 
 def _in_pytorch(checkpoint: Checkpoint, agreement: Agreement) -> ClientPartition:

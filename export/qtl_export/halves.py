@@ -16,7 +16,7 @@ import torch
 from edge_runtime.golden import FILE as GOLDEN
 from edge_runtime.picture import Pixels
 from qtl_core import __version__, bundle
-from qtl_core.bundle import UNQUANTIZED_BITS, Cut, FileEntry, HalfName, Manifest, Text
+from qtl_core.bundle import UNQUANTIZED_BITS, Cut, FileEntry, HalfName, Manifest, Text, VariantEntry
 from qtl_core.codes import bits_of, packed_size
 from qtl_core.entropy import Tables
 from qtl_core.entropy_file import NAME as TABLES
@@ -81,9 +81,14 @@ class Agreement:
                 write_tables(work / half / TABLES, self.tables)
 
     def write_manifest(
-        self, work: Path, half: HalfName, fingerprint: str, validation: dict[str, Any]
+        self,
+        work: Path,
+        half: HalfName,
+        fingerprint: str,
+        validation: dict[str, Any],
+        variants: Mapping[str, VariantEntry] | None = None,
     ) -> Manifest:
-        """Writes the manifest of one half over the files it has by now."""
+        """Writes the manifest of one half over the files it has by now; ``variants`` go with the client's."""
         manifest = Manifest(
             half=half,
             fingerprint=fingerprint,
@@ -98,6 +103,7 @@ class Agreement:
             made_by=versions(),
             validation=validation,
             gflop=self.gflop if half == "client" else 0.0,
+            variants=dict(variants or {}) if half == "client" else {},
         )
         bundle.write_manifest(work / half, manifest)
         return manifest

@@ -102,6 +102,12 @@ def originals(
     return None if real is None else (real[0], real[2])
 
 
+def others(given: HeldOut, n: int, seed: int = 1) -> Pixels:
+    """``n`` further variants of the given originals, none of which is among the given pictures."""
+    found = given.pictures[: given.originals]
+    return _with_variants(found, len(found) + n, np.random.default_rng(seed))[len(found) :]
+
+
 def _real(
     checkpoint: Path, folder: Path | None, spec: bundle.Picture, n: int
 ) -> tuple[Pixels, Sequence[Question], str] | None:

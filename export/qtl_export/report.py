@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qtl_core.bundle import Cut
+import msgspec
+
+from qtl_core.bundle import Cut, VariantEntry
 from qtl_core.nn.post_training import Fitted
 from qtl_export.auto_levels import AutoLevels
+from qtl_export.variants.table import variant_lines
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Exported:
         validation: what both manifests say.
         auto: why the cut has the levels it has, where ``--bits auto`` chose them.
         fitted: what the quantizer came to that was fitted to pictures.
+        variants: further graphs for particular devices, as the manifest has them.
     """
 
     bundle: Path
@@ -37,6 +42,7 @@ class Exported:
     validation: dict[str, Any]
     auto: AutoLevels | None = None
     fitted: Fitted | None = None
+    variants: Mapping[str, VariantEntry] = field(default_factory=dict)
 
     def as_json(self) -> str:
         """One line of JSON."""
@@ -56,6 +62,7 @@ class Exported:
                 "validation": self.validation,
                 "auto": None if self.auto is None else self.auto.as_json(),
                 "fitted": None if self.fitted is None else self.fitted.as_json(),
+                "variants": msgspec.to_builtins(self.variants),
             }
         )
 
@@ -93,7 +100,7 @@ class Exported:
         why_not = self.validation["answers"]["why_not"]
         if why_not:
             lines.append(f"  no answers compared: {why_not}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *variant_lines(self.variants)])
 
 
 def rows(validation: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -22,7 +22,7 @@ from edge_runtime.bench import (
     pictures_for,
 )
 from edge_runtime.encoder import CPU
-from edge_runtime.golden import Difference, Golden, difference, golden_of
+from edge_runtime.golden import Bounds, Difference, Golden, difference, golden_of
 from edge_runtime.picture import Pixels
 from edge_runtime.variants import Variant
 from qtl_core.bundle import Half, open_half
@@ -237,7 +237,8 @@ def test_features_are_compared_by_their_size() -> None:
     apart = difference(cut, [want.tobytes()], [have.tobytes()])
     assert apart.differ == 1
     assert apart.largest == pytest.approx(0.05, rel=0.02)
-    assert apart.fault(cut, None) == "1 of 48 features differ, 0 may"
-    assert apart.fault(cut, 0.1) == ""
+    assert apart.fault(cut, Bounds.full(cut)) == "a feature is off by 0.05 of the largest, 0.001 is allowed"
+    assert apart.fault(cut, Bounds.reduced(cut)) == ""
+    assert apart.fault(cut, Bounds.reduced(cut, 0.01)) == "1 of 48 features differ, 0 may"
     have[3] = np.nan
     assert difference(cut, [want.tobytes()], [have.tobytes()]).differ == 1

@@ -33,10 +33,12 @@ def test_turns_and_ratios() -> None:
         return takes
 
     todo = {"a": way("a", 3.0), "b": way("b", 2.0)}
-    seconds = main.in_turns(todo, 2, 3, clock=lambda: now)
+    seconds, busy = main.in_turns(todo, 2, 3, clock=lambda: now, processor=lambda: now / 2)
     assert order == ["a0", "b0", "a0", "b0", "b1", "a1", "a0", "b0"]
     assert seconds == {"a": [3.0, 6.0, 3.0], "b": [2.0, 4.0, 2.0]}
+    assert busy == {"a": [1.5, 3.0, 1.5], "b": [1.0, 2.0, 1.0]}
     assert main.median_ratio(seconds["a"], seconds["b"]) == pytest.approx(1.5)
+    assert main.spread([1.0, 4.0, 3.0], [2.0, 2.0, 2.0]) == [0.5, 2.0]
 
 
 def test_what_is_timed_is_the_same_model(tmp_path: Path) -> None:
