@@ -32,7 +32,7 @@ JPEG_QUALITY: Final = 90
 # padding passes through a square. Neither may be larger than so many times the cap on pixels.
 _PASSING: Final = 4
 _WHITE: Final = (255, 255, 255)
-_RESAMPLE: Final = {
+RESAMPLE: Final = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
@@ -134,20 +134,34 @@ def fit(image: Image.Image, spec: bundle.Picture) -> Pixels:
     target = _covering(width, height, spec) if spec.fit == "crop" else (spec.width, spec.height)
     # Cropping ends in a picture that is long, too.
     passing = side * side if spec.fit == "pad" else target[0] * max(height, target[1])
-    if passing > _PASSING * spec.max_pixels:
-        raise PictureError(
-            f"a picture of {width} x {height} pixels is too long and narrow for this model; crop it first"
-        )
+    _check_passing(passing, image, spec)
     if spec.fit == "pad" and width != height:
         square = Image.new("RGB", (side, side), tuple(spec.pad_colour))
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         image = square
     if image.size != target:
-        image = image.resize(target, resample=_RESAMPLE[spec.resample])
+        image = image.resize(target, resample=RESAMPLE[spec.resample])
     if image.size != (spec.width, spec.height):
         left, upper = (target[0] - spec.width) // 2, (target[1] - spec.height) // 2
         image = image.crop((left, upper, left + spec.width, upper + spec.height))
     return np.asarray(image, dtype=np.uint8)
+
+
+def check_passing(image: Image.Image, target: tuple[int, int], spec: bundle.Picture) -> None:
+    """Refuses a picture that is so long and narrow that resizing it would take too much memory.
+
+    Raises:
+        PictureError: it is.
+    """
+    _check_passing(target[0] * max(image.height, target[1]), image, spec)
+
+
+def _check_passing(pixels: int, image: Image.Image, spec: bundle.Picture) -> None:
+    if pixels > _PASSING * spec.max_pixels:
+        raise PictureError(
+            f"a picture of {image.width} x {image.height} pixels is too long and narrow for this model; "
+            "crop it first"
+        )
 
 
 def _covering(width: int, height: int, spec: bundle.Picture) -> tuple[int, int]:

@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from qtl_core.errors import CheckpointError
-from qtl_core.nn.families import digits, llava, quantized_tinyllava, tinyllava
+from qtl_core.nn.families import digits, idefics3, llava, onevision, quantized_tinyllava, tinyllava
 from qtl_core.nn.families.base import Family
 
-FAMILIES: tuple[Family, ...] = (digits.FAMILY, llava.FAMILY, quantized_tinyllava.FAMILY, tinyllava.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    digits.FAMILY,
+    llava.FAMILY,
+    onevision.FAMILY,
+    idefics3.IDEFICS3,
+    idefics3.SMOLVLM,
+    quantized_tinyllava.FAMILY,
+    tinyllava.FAMILY,
+)
 """Asked in this order; the first that claims a folder reads it."""
 
 

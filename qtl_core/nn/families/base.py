@@ -18,6 +18,7 @@ from qtl_core.errors import CheckpointError
 from qtl_core.nn.model import SplitModel
 from qtl_core.nn.prompt_tokens import PromptStyle
 from qtl_core.nn.quantizer import Centre, Quantizer, Scaling
+from qtl_core.nn.tile_assembly import Markers, Newlines
 
 CONFIG_FILE = "config.json"
 
@@ -112,6 +113,7 @@ class Checkpoint:
         prompt: how prompts become tokens.
         further: the further vision quantizers, by name.
         quantizer: the one of them that is the model's; "" for the checkpoint's own.
+        assembly: what the server makes of a picture's tiles; None where pictures are not cut.
         whole: transformers' model where the family can be trained; shares its weights with ``model``.
     """
 
@@ -127,6 +129,7 @@ class Checkpoint:
     prompt: PromptStyle = field(default_factory=PromptStyle)
     further: Mapping[str, FurtherQuantizer] = field(default_factory=dict)
     quantizer: str = ""
+    assembly: Newlines | Markers | None = None
     whole: LlavaForConditionalGeneration | None = None
 
     @property

@@ -1,0 +1,73 @@
+"""What the server makes of tiles: how many tokens at most, and tiles that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qtl_core.bundle import Picture
+from qtl_core.errors import InputError
+from qtl_core.nn.tile_assembly import Markers, MarkerStyle, Newlines, NewlineStyle, assembly, most_tokens
+from qtl_core.tiling import Anyres, Split, Tiling
+
+SIDE, ACROSS = 8, 3
+SIZE = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
+
+
+def picture(tiling: Tiling) -> Picture:
+    return Picture(
+        height=SIDE, width=SIDE, resample="bicubic", fit="square", pad_colour=(0, 0, 0), tiling=tiling
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(SIZE, st.integers(1, 4), st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1))
+def test_no_picture_has_more_tokens_than_is_said(
+    size: tuple[int, int], most: int, grids: list[tuple[int, int]]
+) -> None:
+    spec = picture(Anyres(grids=tuple(grids)))
+    style = NewlineStyle(width=2, most=most)
+    try:
+        tiles = spec.tiles(*size)
+    except InputError:
+        return
+    assert tiles <= spec.most_tiles
+    found = Newlines(style, spec)(torch.zeros(tiles, ACROSS**2, 2), size)
+    assert ACROSS**2 <= len(found) <= most_tokens(style, spec, ACROSS**2, 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(SIZE, st.integers(1, 70), st.booleans())
+def test_a_split_picture_has_a_place_for_every_tile(size: tuple[int, int], longest: int, split: bool) -> None:
+    spec = picture(Split(longest=longest, split=split))
+    text = Markers(MarkerStyle(), spec).text(size)
+    assert text.count("<image>") == spec.tiles(*size) <= spec.most_tiles
+
+
+def test_tiles_that_do_not_fit_are_refused() -> None:
+    markers = Markers(MarkerStyle(), picture(Split(longest=16)))
+    with pytest.raises(ValueError, match="3 tiles, and places for 2"):
+        markers(torch.zeros(3, 4, 2), [5, 9, 5, 9], 9, lambda ids: torch.zeros(len(ids), 2))
+
+
+@pytest.mark.parametrize(
+    ("style", "tiling"),
+    [(NewlineStyle(width=2, most=9), Split(longest=16)), (MarkerStyle(), Anyres(grids=((1, 1),)))],
+)
+def test_styles_belong_to_a_way_of_cutting(style: NewlineStyle | MarkerStyle, tiling: Tiling) -> None:
+    with pytest.raises(ValueError, match="this picture has none"):
+        assembly(style, picture(tiling))
+
+
+def test_the_picture_in_the_grid_is_what_stays(size: tuple[int, int] = (30, 10)) -> None:
+    """3 x 1 tiles of 3 x 3 tokens in a 3 x 3 grid: the middle rows are the picture's."""
+    spec = picture(Anyres(grids=((3, 3),)))
+    tiles = torch.arange(10.0)[:, None, None].expand(10, ACROSS**2, 1)
+    newlines = Newlines(NewlineStyle(width=1, most=9), spec)
+    torch.nn.init.constant_(newlines.newline, -1.0)
+    with torch.no_grad():
+        found = newlines(tiles, size)[:, 0]
+    row = [4.0] * 3 + [5.0] * 3 + [6.0] * 3 + [-1.0]
+    assert found.tolist() == [0.0] * 9 + 3 * row
