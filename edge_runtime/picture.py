@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
@@ -48,6 +49,11 @@ _UPRIGHT: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION: Final = 0x0112
+_SEVERAL: Final = "a question is about one picture; several at once and videos are not supported"
+# How MP4 and QuickTime (but not the pictures kept in the same container), Matroska and WebM, and AVI begin.
+_VIDEO: Final = re.compile(
+    rb"....ftyp(?!avif|avis|heic|heix|mif1|msf1)|\x1a\x45\xdf\xa3|RIFF....AVI ", re.DOTALL
+)
 
 
 def prepare(source: Source, spec: bundle.Picture) -> Pixels:
@@ -88,7 +94,11 @@ def decode(source: Source, max_pixels: int) -> Image.Image:
         return _decode_bytes("the picture", bytes(source), max_pixels)
     if isinstance(source, str | os.PathLike):
         return _decode_bytes(str(source), read_file(Path(source)), max_pixels)
-    raise PictureError(f"a {type(source).__name__} is no picture; give a path, bytes, an image or an array")
+    raise PictureError(
+        _SEVERAL
+        if type(source) in (list, tuple)
+        else f"a {type(source).__name__} is no picture; give a path, bytes, an image or an array"
+    )
 
 
 def read_file(path: Path) -> bytes:
@@ -195,6 +205,10 @@ def _decode_bytes(name: str, data: bytes, max_pixels: int) -> Image.Image:
             f"{name} has more pixels than this machine decodes ({error}); give a smaller one"
         ) from error
     except UnidentifiedImageError as error:
+        if _VIDEO.match(data):
+            raise PictureError(
+                f"{name} is a video, and videos are not supported; give one of its frames"
+            ) from error
         raise PictureError(f"{name} is no PNG, JPEG or WebP picture; convert it first") from error
     except MemoryError as error:
         raise PictureError(f"{name} does not fit into memory; give a smaller picture") from error

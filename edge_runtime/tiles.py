@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from qtl_core import bundle
-from qtl_core.errors import InputError, PictureError
 from qtl_core.tiling import Anyres, Split
 
 from .picture import RESAMPLE, Pixels, Source, check_passing, decode, fit
@@ -50,18 +49,15 @@ def cut(image: Image.Image, spec: bundle.Picture) -> Tiled:
     """The graph's inputs for an upright RGB image.
 
     Raises:
-        PictureError: so long and narrow that it cannot be cut, or not within reasonable memory.
+        PictureError: so long and narrow that cutting it would take too much memory.
     """
     if spec.tiling is None:
         one = fit(image, spec)
         return Tiled(np.stack([one]), image.size, one)
-    try:
-        if isinstance(spec.tiling, Anyres):
-            tiles, view = _anyres(image, spec, spec.tiling)
-        else:
-            tiles, view = _split(image, spec, spec.tiling)
-    except InputError as error:
-        raise PictureError(str(error)) from error
+    if isinstance(spec.tiling, Anyres):
+        tiles, view = _anyres(image, spec, spec.tiling)
+    else:
+        tiles, view = _split(image, spec, spec.tiling)
     return Tiled(tiles, image.size, view)
 
 

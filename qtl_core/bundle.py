@@ -137,11 +137,7 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
         return self.most_tiles > 1
 
     def tiles(self, width: int, height: int) -> int:
-        """How many tiles a picture of ``width`` x ``height`` pixels has.
-
-        Raises:
-            InputError: so long and narrow that it cannot be cut.
-        """
+        """How many tiles a picture of ``width`` x ``height`` pixels has."""
         return self.tiling.tiles(width, height, self.width) if self.tiling is not None else 1
 
 

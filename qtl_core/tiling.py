@@ -13,8 +13,6 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from .errors import InputError
-
 Pixels: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=256)]
 
@@ -51,30 +49,24 @@ class Anyres(msgspec.Struct, frozen=True, kw_only=True, tag="anyres"):
             width: of the picture, in pixels.
             height: of the picture, in pixels.
             side: of a tile, in pixels.
-
-        Raises:
-            InputError: the picture is so long and narrow that nothing of it would be left in any grid.
         """
-        best, kept, wasted = None, 0, math.inf
+        # However long and narrow the picture is, the first grid wastes less than this.
+        best, kept, wasted = self.grids[0], 0, math.inf
         for rows, columns in self.grids:
             scale = min(columns * side / width, rows * side / height)
             effective = min(int(width * scale) * int(height * scale), width * height)
             over = rows * columns * side * side - effective
             if effective > kept or (effective == kept and over < wasted):
                 best, kept, wasted = (rows, columns), effective, over
-        if best is None:
-            raise InputError(
-                f"a picture of {width} x {height} pixels is too long and narrow for this model; crop it first"
-            )
         return best
 
     def tiles(self, width: int, height: int, side: int) -> int:
-        """How many tiles a picture has; arguments and errors as ``grid``."""
+        """How many tiles a picture has; arguments as ``grid``."""
         rows, columns = self.grid(width, height, side)
         return 1 + rows * columns
 
     def inside(self, width: int, height: int, side: int) -> tuple[int, int]:
-        """Width and height of the resized picture in its grid; arguments and errors as ``grid``."""
+        """Width and height of the resized picture in its grid; arguments as ``grid``."""
         rows, columns = self.grid(width, height, side)
         across, down = columns * side / width, rows * side / height
         if across < down:

@@ -24,7 +24,19 @@ from qtl_core.tiling import Anyres, Split, Tiling
 SIDE = 28
 GRIDS = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1))
 # Width and height: square, both ways round, odd, smaller than a tile, very long, a single line.
-SIZES = [(28, 28), (60, 40), (40, 60), (101, 37), (9, 13), (400, 31), (31, 400), (3, 300), (1, 1), (640, 480)]
+SIZES = [
+    (28, 28),
+    (60, 40),
+    (40, 60),
+    (101, 37),
+    (9, 13),
+    (400, 31),
+    (31, 400),
+    (3, 300),
+    (1, 9000),
+    (1, 1),
+    (640, 480),
+]
 
 
 def spec(tiling: Tiling, resample: Any = "bicubic") -> Picture:
