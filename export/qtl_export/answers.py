@@ -16,7 +16,8 @@ from qtl_core.bundle import Cut, Text
 from qtl_core.errors import QuestionError
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.nn.server_partition import ServerPartition
-from qtl_export.held_out import Question
+from qtl_core.payloads import read
+from qtl_export.held_out import Question, Span
 from qtl_export.progress import Progress
 from qtl_export.validation import Compared
 
@@ -51,15 +52,28 @@ def compare_answers(
     server: ServerPartition,
     compared: Compared,
     questions: Sequence[Question],
+    spans: Sequence[Span],
     cut: Cut,
     language: Language | None,
     progress: Progress,
 ) -> Answers:
-    """Asks every question about what the device sent, and about what PyTorch would have sent."""
+    """Asks every question about what the device sent, and about what PyTorch would have sent.
+
+    Args:
+        server: the exported server half.
+        compared: payloads of both.
+        questions: each about one of ``spans``.
+        spans: which payloads are a picture's.
+        cut: what crosses.
+        language: codes of questions, where they cross as codes.
+        progress: where to show how far it is.
+    """
     differ = known = right = text_codes = text_differ = 0
     bar = progress.bar(questions, "asking the server half", len(questions), "questions")
     for question in bar:
-        device, ours = compared.device[question.picture], compared.pytorch[question.picture]
+        span = spans[question.picture]
+        inputs = slice(span.first, span.first + span.tiles)
+        device, ours = (b"".join(payloads[inputs]) for payloads in (compared.device, compared.pytorch))
         asked: npt.NDArray[np.uint8] | None = None
         asked_ours: npt.NDArray[np.uint8] | None = None
         unlike = 0
@@ -68,9 +82,9 @@ def compare_answers(
             unlike = int((asked != asked_ours).sum())
             text_codes += asked.size
             text_differ += unlike
-        answer = _ask(server, device, question.text, asked, cut)
+        answer = _ask(server, device, question.text, asked, cut, span)
         same = device == ours and not unlike
-        differ += not same and answer != _ask(server, ours, question.text, asked_ours, cut)
+        differ += not same and answer != _ask(server, ours, question.text, asked_ours, cut, span)
         if question.answer is not None:
             known += 1
             right += answer.strip() == question.answer.strip()
@@ -120,11 +134,14 @@ def _ask(
     question: str,
     text_codes: npt.NDArray[np.uint8] | None,
     cut: Cut,
+    span: Span,
 ) -> str:
     vision: npt.NDArray[np.uint8] | npt.NDArray[np.float16]
     if cut.quantized:
-        vision = packing.unpack(payload, cut.levels, (cut.tokens, cut.code_dim))
+        vision = read(payload, cut, span.tiles)
     else:
-        vision = np.frombuffer(payload, dtype="<f2").reshape(cut.picture_tokens, cut.width)
+        # As they are: of features that are not finite, validation itself speaks.
+        vision = np.frombuffer(payload, dtype="<f2").reshape(span.tiles, cut.picture_tokens, cut.width)
         vision = vision.astype(np.float16)
-    return "".join(server.generate(vision, "" if text_codes is not None else question, text_codes))
+    asked = "" if text_codes is not None else question
+    return "".join(server.generate(vision, asked, text_codes, size=span.size))

@@ -70,8 +70,8 @@ def cli() -> None:
 
     CHECKPOINT is a folder; by default the one that comes with this package. Its own configuration says of
     which family it is: ours (Hugging Face's LLaVA layout with quantizers beside it), Hugging Face's LLaVA,
-    TinyLLaVA Factory, or Quantized-TinyLLaVA. The bundle is validated with the device's own code before it is
-    put in place.
+    LLaVA-OneVision, Idefics3 or SmolVLM, TinyLLaVA Factory, or Quantized-TinyLLaVA. The bundle is validated
+    with the device's own code before it is put in place.
     """
 
 

@@ -40,6 +40,7 @@ CODES_WANTED: Final = 1_000_000
 MAX_PICTURES: Final = 256
 """Pictures that validation takes when nobody says how many: seconds, not minutes, on two cores."""
 _MIN_PICTURES: Final = 4
+_MIN_TILED: Final = 2  # pictures with many tiles each take as long as many pictures
 _GOLDEN_PICTURES: Final = 4
 
 
@@ -118,6 +119,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         validation,
         chosen,
         fitted,
+        agreement.picture.most_tiles,
     )
 
 
@@ -137,8 +139,10 @@ def need_quantizer(checkpoint: Checkpoint, config: ExportConfig) -> None:
 
 def pictures_to_validate(agreement: Agreement) -> int:
     """How many pictures validation takes by itself: a million codes' worth, but no more than take seconds."""
-    codes = agreement.cut.tokens * agreement.cut.code_dim
-    return min(max(math.ceil(CODES_WANTED / codes), _MIN_PICTURES), MAX_PICTURES)
+    tiles = agreement.picture.most_tiles
+    codes = tiles * agreement.cut.tokens * agreement.cut.code_dim
+    least = _MIN_PICTURES if tiles == 1 else _MIN_TILED
+    return min(max(math.ceil(CODES_WANTED / codes), least), MAX_PICTURES)
 
 
 def _validate(
@@ -168,7 +172,7 @@ def _validate(
         Language(TextEncoder(client), checkpoint, agreement.text) if agreement.text.mode == "codes" else None
     )
     answering = ServerPartition.load(server.path, server.manifest)
-    answers = compare_answers(answering, compared, given.questions, cut, language, progress)
+    answers = compare_answers(answering, compared, given.questions, given.spans, cut, language, progress)
     _golden(work, given, compared)
     faults = compared.report.faults()
     codes = None
@@ -179,7 +183,8 @@ def _validate(
     made = versions()
     validation = {
         "passed": not faults,
-        "pictures": len(given.pictures),
+        "pictures": len(given.spans),
+        "tiles": len(given.pictures),
         "source": _source(given),
         "device": f"onnxruntime {made['onnxruntime']}, {CPU}, {made['machine']}",
         "against": f"PyTorch {torch.__version__}",

@@ -42,6 +42,7 @@ class Fitted:
         k: half the range in standard deviations.
         snr_db: signal-to-noise ratio of the restored features on ``pictures_aside``, in dB.
         pictures_aside: pictures that the fit has not seen.
+        unit: "pictures", or "tiles" where pictures are cut and these are counted.
     """
 
     pictures: int
@@ -50,6 +51,7 @@ class Fitted:
     k: float
     snr_db: float
     pictures_aside: int
+    unit: str = "pictures"
 
     def as_json(self) -> dict[str, Any]:
         """As a JSON object holds it."""
@@ -58,8 +60,9 @@ class Fitted:
     def as_text(self) -> str:
         """One line for a terminal."""
         return (
-            f"quantizer fitted to {self.pictures} pictures: {self.code_dim} codes a token, k = {self.k:g}; "
-            f"features come back {self.snr_db:.1f} dB over the noise ({self.pictures_aside} other pictures)"
+            f"quantizer fitted to {self.pictures} {self.unit}: {self.code_dim} codes a token, "
+            f"k = {self.k:g}; features come back {self.snr_db:.1f} dB over the noise "
+            f"({self.pictures_aside} other {self.unit})"
         )
 
 
@@ -82,6 +85,7 @@ class PostTraining:
         self, checkpoint: Checkpoint, folder: Path, code_dim: int | None, progress: Progress
     ) -> None:
         self._checkpoint = checkpoint
+        self._unit = "tiles" if checkpoint.picture.tiled else "pictures"
         vision = checkpoint.model.vision
         first = held_out.pictures_in(folder, checkpoint.picture, 1)
         tokens, width = cut_features(vision, first).shape[1:]
@@ -95,8 +99,8 @@ class PostTraining:
         if len(pictures) - aside < enough:
             needed = next(n for n in range(1, 10**6) if n - max(1, n // _ASIDE) >= enough)
             raise InputError(
-                f"{len(pictures)} pictures in {folder} are too few to fit {self._code_dim} codes a token to: "
-                f"give at least {needed}, or fewer codes with --code-dim"
+                f"{len(pictures)} {self._unit} in {folder} are too few to fit {self._code_dim} codes a token "
+                f"to: give at least {needed}, or fewer codes with --code-dim"
             )
         features = torch.from_numpy(
             cut_features(
@@ -111,8 +115,11 @@ class PostTraining:
             raise InputError(
                 f"features of the pictures in {folder} are not finite; is the checkpoint damaged?"
             )
-        kept = torch.arange(len(pictures)) % (len(pictures) // aside) == 0
-        kept &= kept.cumsum(0) <= aside
+        if checkpoint.picture.tiled:  # tiles of one picture lie side by side, and belong together
+            kept = torch.arange(len(pictures)) >= len(pictures) - aside
+        else:
+            kept = torch.arange(len(pictures)) % (len(pictures) // aside) == 0
+            kept &= kept.cumsum(0) <= aside
         self._known, self._aside = features[~kept], features[kept]
         self._progress = progress
 
@@ -141,6 +148,7 @@ class PostTraining:
             k=k,
             snr_db=float(10 * torch.log10(signal / noise.clamp_min(1e-20))),
             pictures_aside=len(self._aside),
+            unit=self._unit,
         )
 
     def _fit(self, levels: int) -> tuple[Quantizer, float]:

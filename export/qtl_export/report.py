@@ -26,6 +26,7 @@ class Exported:
         validation: what both manifests say.
         auto: why the cut has the levels it has, where ``--bits auto`` chose them.
         fitted: what the quantizer came to that was fitted to pictures.
+        tiles: tiles a picture has at most; the cut is of one.
     """
 
     bundle: Path
@@ -37,6 +38,7 @@ class Exported:
     validation: dict[str, Any]
     auto: AutoLevels | None = None
     fitted: Fitted | None = None
+    tiles: int = 1
 
     def as_json(self) -> str:
         """One line of JSON."""
@@ -46,6 +48,7 @@ class Exported:
                 "model": self.model,
                 "bits": self.cut.bits,
                 "levels": self.cut.levels,
+                "tiles": self.tiles,
                 "tokens": self.cut.tokens,
                 "code_dim": self.cut.code_dim,
                 "payload_bytes": self.cut.payload_bytes,
@@ -63,8 +66,9 @@ class Exported:
         """A few lines for a terminal."""
         cut = self.cut
         coded = f"{cut.levels} levels" if cut.quantized else "unquantized"
+        what = f"tile, of which a picture has up to {self.tiles}," if self.tiles > 1 else "picture"
         lines = [
-            f"{self.bundle}: {self.model}, {cut.bits} bits ({coded}), {cut.payload_bytes:,} bytes a picture "
+            f"{self.bundle}: {self.model}, {cut.bits} bits ({coded}), {cut.payload_bytes:,} bytes a {what} "
             f"({cut.tokens} tokens x {cut.code_dim}); 16-bit features take {cut.feature_bytes_16bit:,}",
             f"  client {self.sizes['client']:,} bytes, server {self.sizes['server']:,} bytes, "
             f"fingerprint {self.fingerprint}",
@@ -81,7 +85,7 @@ class Exported:
         if not self.validation["pictures"]:
             return "\n".join([*lines, "  not validated"])
         lines += [
-            f"  validated on {self.validation['pictures']} pictures: {self.validation['source']}",
+            f"  validated on {pictures(self.validation)}: {self.validation['source']}",
             f"  {self.validation['device']} beside {self.validation['against']}",
         ]
         table = [("", "measured", "bound"), *rows(self.validation)]
@@ -91,6 +95,12 @@ class Exported:
             for name, measured, bound in table
         ]
         return "\n".join(lines)
+
+
+def pictures(validation: dict[str, Any]) -> str:
+    """How many pictures a validation saw, and in how many tiles."""
+    n, tiles = validation["pictures"], validation.get("tiles", 0)
+    return f"{n} pictures in {tiles} tiles" if tiles > n else f"{n} pictures"
 
 
 def rows(validation: dict[str, Any]) -> list[tuple[str, str, str]]:
