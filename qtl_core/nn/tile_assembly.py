@@ -85,8 +85,13 @@ class Newlines(nn.Module):
         Returns:
             [n, width]: the whole picture's tokens; then the grid's, without those of the padding, pooled
             where they are too many, each row ended by the newline vector.
+
+        Raises:
+            ValueError: other tiles than a picture of this size has.
         """
         rows, columns = self.tiling.grid(*size, self.side)
+        if len(tiles) != 1 + rows * columns:
+            raise ValueError(f"{len(tiles)} tiles; a picture of this size has {1 + rows * columns}")
         side = math.isqrt(tiles.shape[1])
         grid = tiles[1:].unflatten(0, (rows, columns)).unflatten(2, (side, side))
         grid = grid.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # [width, height, width in tokens]

@@ -46,6 +46,9 @@ def test_tiles_that_do_not_fit_are_refused() -> None:
     markers = Markers(MarkerStyle(), picture(Split(longest=16)))
     with pytest.raises(ValueError, match="3 tiles, and places for 2"):
         markers(torch.zeros(3, 4, 2), [5, 9, 5, 9], 9, lambda ids: torch.zeros(len(ids), 2))
+    newlines = Newlines(NewlineStyle(width=2, most=9), picture(Anyres(grids=((1, 2),))))
+    with pytest.raises(ValueError, match="4 tiles; a picture of this size has 3"):
+        newlines(torch.zeros(4, 9, 2), (20, 10))
 
 
 @pytest.mark.parametrize(
