@@ -66,10 +66,10 @@ class Exported:
         """A few lines for a terminal."""
         cut = self.cut
         coded = f"{cut.levels} levels" if cut.quantized else "unquantized"
-        what = f"tile, of which a picture has up to {self.tiles}," if self.tiles > 1 else "picture"
+        what, more = ("tile", f", up to {self.tiles} tiles a picture") if self.tiles > 1 else ("picture", "")
         lines = [
             f"{self.bundle}: {self.model}, {cut.bits} bits ({coded}), {cut.payload_bytes:,} bytes a {what} "
-            f"({cut.tokens} tokens x {cut.code_dim}); 16-bit features take {cut.feature_bytes_16bit:,}",
+            f"({cut.tokens} tokens x {cut.code_dim}){more}; 16-bit features take {cut.feature_bytes_16bit:,}",
             f"  client {self.sizes['client']:,} bytes, server {self.sizes['server']:,} bytes, "
             f"fingerprint {self.fingerprint}",
         ]

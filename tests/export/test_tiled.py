@@ -135,7 +135,7 @@ def test_a_table_is_shown_of_tiles(tmp_path: Path, capsys: pytest.CaptureFixture
     options = ["--bits", "2", "--calibrate", str(folder), "--code-dim", "4", "-o", str(tmp_path / "bundle")]
     assert main([str(tmp_path / "mine"), *options, "--validate", "2"]) == 0
     out = capsys.readouterr().out
-    assert "a tile, of which a picture has up to 10" in out and "2 pictures in " in out
+    assert "bytes a tile (4 tokens x 4), up to 10 tiles a picture" in out and "2 pictures in " in out
 
 
 def test_inspect_tells_tiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
