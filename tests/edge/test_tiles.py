@@ -14,6 +14,7 @@ from PIL import Image
 
 from edge_runtime import EdgeClient
 from edge_runtime.client import TILES_AT_ONCE
+from edge_runtime.doctor.bundle import described
 from edge_runtime.tiles import prepare
 from qtl_core import bundle, codes
 from qtl_core.errors import HandshakeRefused, PictureError
@@ -85,6 +86,10 @@ def test_a_server_of_before_tiles_is_no_match(start: Start, connect: Connect, ha
     server = start(change={"picture": tiny.PICTURE, "fingerprint": other})
     with pytest.raises(HandshakeRefused, match="two halves of one export"):
         connect(server.endpoint).ask(tiny.scene(), "what?")
+
+
+def test_doctor_tells_tiles(half: Path) -> None:
+    assert "up to 7 tiles" in described(bundle.open_half(half, "client")).said
 
 
 def test_a_picture_too_narrow_to_be_resized_is_refused() -> None:
