@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
 from qtl_core.bundle import Picture
 from qtl_core.nn.tile_assembly import Markers, MarkerStyle, Newlines, NewlineStyle, assembly, most_tokens
@@ -21,7 +26,7 @@ def picture(tiling: Tiling) -> Picture:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(SIZE, st.integers(1, 4), st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1))
 def test_no_picture_has_more_tokens_than_is_said(
     size: tuple[int, int], most: int, grids: list[tuple[int, int]]
@@ -34,7 +39,7 @@ def test_no_picture_has_more_tokens_than_is_said(
     assert ACROSS**2 <= len(found) <= most_tokens(style, spec, ACROSS**2, 0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(SIZE, st.integers(1, 70), st.booleans())
 def test_a_split_picture_has_a_place_for_every_tile(size: tuple[int, int], longest: int, split: bool) -> None:
     spec = picture(Split(longest=longest, split=split))
@@ -70,3 +75,27 @@ def test_the_picture_in_the_grid_is_what_stays(size: tuple[int, int] = (30, 10))
         found = newlines(tiles, size)[:, 0]
     row = [4.0] * 3 + [5.0] * 3 + [6.0] * 3 + [-1.0]
     assert found.tolist() == [0.0] * 9 + 3 * row
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), st.sampled_from([1, 4, 9]))
+@example((4000, 3000), 9)
+@example((384, 384), 9)
+@example((77, 1999), 9)
+def test_packing_is_that_of_transformers(size: tuple[int, int], most: int) -> None:
+    """At the published geometry: tiles of 384 pixels and 27 x 27 tokens, grids of up to 6 x 6."""
+    side, across = 384, 27
+    grids = tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
+    spec = msgspec.structs.replace(picture(Anyres(grids=grids)), width=side, height=side)
+    ours = Newlines(NewlineStyle(width=2, most=most), spec)
+    torch.nn.init.normal_(ours.newline)
+    tiles = torch.rand(spec.tiles(*size), across**2, 2, generator=torch.Generator().manual_seed(1))
+    vision = SimpleNamespace(image_size=side, patch_size=14)
+    pinpoints = [[rows * side, columns * side] for rows, columns in grids]
+    config = SimpleNamespace(vision_config=vision, image_grid_pinpoints=pinpoints)
+    model: Any = SimpleNamespace(config=config)
+    with torch.no_grad():
+        (expected,), _ = LlavaOnevisionModel.pack_image_features(
+            model, [tiles], [size[::-1]], ours.newline, f"anyres_max_{most}"
+        )
+        assert torch.equal(ours(tiles, size), expected)
