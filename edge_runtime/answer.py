@@ -42,6 +42,7 @@ class Answer:
         ms: where the time went.
         finish: "stop" (the model ended) or "length" (``max_tokens`` were reached).
         answer_tokens: tokens the model produced.
+        tiles: tiles the picture was cut into; 1 where it was not. ``tokens`` are those of all of them.
     """
 
     answer: str
@@ -59,6 +60,7 @@ class Answer:
     ms: Milliseconds
     finish: str = "stop"
     answer_tokens: int = 0
+    tiles: int = 1
 
     @property
     def text(self) -> str:

@@ -98,6 +98,7 @@ def as_json_object(
             "fingerprint": manifest.fingerprint,
             "picture": [manifest.picture.height, manifest.picture.width],
             "gflop": manifest.gflop or None,
+            "tiles": manifest.picture.most_tiles,  # what is timed is one of them
         },
         "rows": [_row(one) for one in timings],
         "chosen": None if best is None else _row(best),

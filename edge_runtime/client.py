@@ -11,17 +11,16 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-
-import numpy as np
+from typing import Final
 
 from qtl_core import bundle as bundles
-from qtl_core import codes, entropy, keys, wire
+from qtl_core import keys, payloads, wire
 from qtl_core import messages as m
 from qtl_core.entropy_file import tables_of
 from qtl_core.errors import HandshakeRefused, LinkError, ProtocolError, QuestionError
 from qtl_core.shipped import BUNDLE, SERVER
 
-from . import picture
+from . import picture, tiles
 from .answer import Answer, Milliseconds
 from .choice import Stored, stored
 from .config import EdgeConfig
@@ -35,17 +34,22 @@ from .text import CodedQuestion, TextEncoder
 from .transport import Transport
 from .variants import variant
 
+TILES_AT_ONCE: Final = 4
+"""Tiles that pass the graph together: enough for a GPU, and memory for a small board."""
+
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """A picture as it crosses the cut; any number of questions can be asked about it.
 
     Attributes:
-        payload: what the graph made, ``cut.payload_bytes`` bytes: packed codes, or features.
-        pixels: uint8 [height, width, 3], what the graph saw.
+        payload: what the graph made, ``cut.payload_bytes`` bytes for each tile: packed codes, or features.
+        pixels: uint8 [height, width, 3], what the graph saw; the tiles of a grid side by side.
         preprocess_ms: milliseconds of decoding and resizing.
         encode_ms: milliseconds of the graph and the entropy coder.
         coded: the same codes entropy-coded, if that is shorter; it is sent to servers that take it.
+        tiles: how many tiles the picture was cut into; 1 where it was not.
+        size: width and height of the picture in pixels, if the server has to know it; else empty.
     """
 
     payload: bytes
@@ -53,6 +57,8 @@ class Encoded:
     preprocess_ms: float
     encode_ms: float
     coded: bytes | None = None
+    tiles: int = 1
+    size: tuple[int, ...] = ()
 
     @cached_property
     def jpeg_bytes(self) -> int:
@@ -192,17 +198,24 @@ class EdgeClient:
             BundleError: the graph fails.
         """
         start = self._clock()
-        pixels = picture.prepare(image, self.manifest.picture)
+        spec = self.manifest.picture
+        seen = tiles.prepare(image, spec)
         prepared = self._clock()
-        payload = self._encoder.run(pixels[np.newaxis])[0]
-        coded = self._coded(payload)
+        payload = b"".join(
+            made
+            for start in range(0, len(seen.tiles), TILES_AT_ONCE)
+            for made in self._encoder.run(seen.tiles[start : start + TILES_AT_ONCE])
+        )
+        coded = self._coded(payload, len(seen.tiles))
         done = self._clock()
         return Encoded(
             payload=payload,
-            pixels=pixels,
+            pixels=seen.view,
             preprocess_ms=1000 * (prepared - start),
             encode_ms=1000 * (done - prepared),
             coded=coded,
+            tiles=len(seen.tiles),
+            size=seen.size if spec.tiled else (),
         )
 
     def ask(
@@ -236,7 +249,7 @@ class EdgeClient:
             session = self._opened()
             able = session.open().capabilities
             payload, codec = self._payload(encoded, able)
-            ask, payloads = self._framed(payload, codec, coded_question, question, max_tokens)
+            ask, frames = self._framed(encoded, payload, codec, coded_question, question, max_tokens)
             if self.config.pad and m.CAN_PAD not in able:
                 # Sent as it is, its length would tell what the user wanted hidden.
                 raise HandshakeRefused(
@@ -247,7 +260,7 @@ class EdgeClient:
             reply = Exchange(
                 session,
                 ask,
-                payloads,
+                frames,
                 patience=Patience(answer=self.config.patience, comeback=self.config.comeback),
                 on_token=on_token,
                 rng=self._rng,
@@ -281,13 +294,11 @@ class EdgeClient:
             providers=(choice.provider,),
         )
 
-    def _coded(self, payload: bytes) -> bytes | None:
+    def _coded(self, payload: bytes, count: int) -> bytes | None:
         """The payload's codes entropy-coded, if that is shorter."""
         if self._tables is None:
             return None
-        cut = self.manifest.cut
-        unpacked = codes.unpack(payload, cut.levels, (cut.tokens, cut.code_dim))
-        coded = entropy.encode(unpacked, self._tables)
+        coded = payloads.entropy_coded(payloads.read(payload, self.manifest.cut, count), self._tables)
         return coded if len(coded) < len(payload) else None
 
     def _payload(self, encoded: Encoded, able: tuple[str, ...]) -> tuple[bytes, int]:
@@ -297,17 +308,29 @@ class EdgeClient:
         return encoded.payload, m.CODECS[self.manifest.cut.codec]
 
     def _framed(
-        self, payload: bytes, codec: int, coded: CodedQuestion | None, question: str, max_tokens: int
+        self,
+        encoded: Encoded,
+        payload: bytes,
+        codec: int,
+        coded: CodedQuestion | None,
+        question: str,
+        max_tokens: int,
     ) -> tuple[m.Ask, list[bytes]]:
         self._last_id += 1
         frames = [wire.frame_codes("v", payload, codec=codec)]
-        payloads = [payload]
+        sent = [payload]
         if coded is not None:
             frames.append(wire.frame_codes("q", coded.payload, count=coded.tokens))
-            payloads.append(coded.payload)
+            sent.append(coded.payload)
             question = ""
-        ask = m.Ask(id=self._last_id, frames=tuple(frames), question=question, max_tokens=max_tokens)
-        return ask, payloads
+        ask = m.Ask(
+            id=self._last_id,
+            frames=tuple(frames),
+            question=question,
+            max_tokens=max_tokens,
+            size=encoded.size,
+        )
+        return ask, sent
 
     def _answer(self, encoded: Encoded, payload_bytes: int, codec: int, reply: Reply) -> Answer:
         cut = self.manifest.cut
@@ -316,14 +339,14 @@ class EdgeClient:
             answer=reply.answer.text,
             bits=cut.bits,
             levels=cut.levels,
-            tokens=cut.tokens,
+            tokens=cut.tokens * encoded.tiles,
             code_dim=cut.code_dim,
             payload_bytes=payload_bytes,
             packed_bytes=len(encoded.payload),
             codec=m.CODEC_NAMES[codec],
             bytes_up=reply.traffic.up,
             bytes_down=reply.traffic.down,
-            feature_bytes_16bit=cut.feature_bytes_16bit,
+            feature_bytes_16bit=cut.feature_bytes_16bit * encoded.tiles,
             jpeg_bytes=encoded.jpeg_bytes,
             ms=Milliseconds(
                 preprocess=encoded.preprocess_ms,
@@ -334,6 +357,7 @@ class EdgeClient:
             ),
             finish=reply.answer.finish,
             answer_tokens=reply.answer.tokens,
+            tiles=encoded.tiles,
         )
 
     def _opened(self) -> Session:

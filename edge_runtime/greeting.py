@@ -16,12 +16,14 @@ def hello(manifest: Manifest, tables: Tables | None) -> m.Hello:
         tables: of its entropy coder; None where it has none.
     """
     own = m.CODECS[manifest.cut.codec]
+    unable = set() if manifest.picture.tiled else {m.CAN_TILE}
+    unable |= {m.CAN_RANS} if tables is None else set()
     return m.Hello(
         protocol=m.PROTOCOL,
         fingerprint=manifest.fingerprint_bytes,
         codecs=(own,) if tables is None else (own, m.CODEC_RANS),
         text=manifest.text.mode,
         agent=f"edge_runtime/{qtl_core.__version__}",
-        capabilities=(m.CAN_PAD,) if tables is None else (m.CAN_RANS, m.CAN_PAD),
+        capabilities=tuple(can for can in m.CAPABILITIES if can not in unable),
         tables=b"" if tables is None else tables.digest,
     )

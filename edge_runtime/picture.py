@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
@@ -32,7 +33,7 @@ JPEG_QUALITY: Final = 90
 # padding passes through a square. Neither may be larger than so many times the cap on pixels.
 _PASSING: Final = 4
 _WHITE: Final = (255, 255, 255, 255)
-_RESAMPLE: Final[dict[bundle.Resample, Image.Resampling]] = {
+RESAMPLE: Final[dict[bundle.Resample, Image.Resampling]] = {
     "nearest": Image.Resampling.NEAREST,
     "box": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
@@ -51,6 +52,11 @@ _UPRIGHT: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION: Final = 0x0112
+_SEVERAL: Final = "a question is about one picture; several at once and videos are not supported"
+# How MP4 and QuickTime (but not the pictures kept in the same container), Matroska and WebM, and AVI begin.
+_VIDEO: Final = re.compile(
+    rb"....ftyp(?!avif|avis|heic|heix|mif1|msf1)|\x1a\x45\xdf\xa3|RIFF....AVI ", re.DOTALL
+)
 
 
 def prepare(source: Source, spec: bundle.Picture) -> Pixels:
@@ -91,7 +97,11 @@ def decode(source: Source, max_pixels: int) -> Image.Image:
         return _decode_bytes("the picture", bytes(source), max_pixels)
     if isinstance(source, str | os.PathLike):
         return _decode_bytes(str(source), read_file(Path(source)), max_pixels)
-    raise PictureError(f"a {type(source).__name__} is no picture; give a path, bytes, an image or an array")
+    raise PictureError(
+        _SEVERAL
+        if type(source) in (list, tuple)
+        else f"a {type(source).__name__} is no picture; give a path, bytes, an image or an array"
+    )
 
 
 def read_file(path: Path) -> bytes:
@@ -137,21 +147,35 @@ def fit(image: Image.Image, spec: bundle.Picture) -> Pixels:
     target = _resized(width, height, spec)
     # Cropping ends in a picture that is long, too.
     passing = side * side if spec.fit == "pad" else target[0] * max(height, target[1])
-    if passing > _PASSING * spec.max_pixels:
-        raise PictureError(
-            f"a picture of {width} x {height} pixels is too long and narrow for this model; crop it first"
-        )
+    _check_passing(passing, image, spec)
     if spec.fit == "pad" and width != height:
         square = Image.new("RGB", (side, side), tuple(spec.pad_colour))
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         image = square
     if image.size != target:
-        image = image.resize(target, resample=_RESAMPLE[spec.resample])
+        image = image.resize(target, resample=RESAMPLE[spec.resample])
     if image.size != (spec.width, spec.height):
         # What lies outside of the picture becomes black.
         left, upper = (target[0] - spec.width) // 2, (target[1] - spec.height) // 2
         image = image.crop((left, upper, left + spec.width, upper + spec.height))
     return np.asarray(image, dtype=np.uint8)
+
+
+def check_passing(image: Image.Image, target: tuple[int, int], spec: bundle.Picture) -> None:
+    """Refuses a picture that is so long and narrow that resizing it would take too much memory.
+
+    Raises:
+        PictureError: it is.
+    """
+    _check_passing(target[0] * max(image.height, target[1]), image, spec)
+
+
+def _check_passing(pixels: int, image: Image.Image, spec: bundle.Picture) -> None:
+    if pixels > _PASSING * spec.max_pixels:
+        raise PictureError(
+            f"a picture of {image.width} x {image.height} pixels is too long and narrow for this model; "
+            "crop it first"
+        )
 
 
 def _resized(width: int, height: int, spec: bundle.Picture) -> tuple[int, int]:
@@ -189,6 +213,10 @@ def _decode_bytes(name: str, data: bytes, max_pixels: int) -> Image.Image:
             f"{name} has more pixels than this machine decodes ({error}); give a smaller one"
         ) from error
     except UnidentifiedImageError as error:
+        if _VIDEO.match(data):
+            raise PictureError(
+                f"{name} is a video, and videos are not supported; give one of its frames"
+            ) from error
         raise PictureError(f"{name} is no PNG, JPEG or WebP picture; convert it first") from error
     except MemoryError as error:
         raise PictureError(f"{name} does not fit into memory; give a smaller picture") from error

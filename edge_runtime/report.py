@@ -47,8 +47,10 @@ class Stream:
 def summary(answer: Answer) -> str:
     """One line: what the answer cost, beside 16-bit features and JPEG."""
     payload = answer.payload_bytes
+    tiles = f"{answer.tiles} tiles x " if answer.tiles > 1 else ""
     return (
-        f"payload {payload} B ({answer.tokens} tokens x {answer.code_dim} codes x {answer.bits} bit"
+        f"payload {payload} B ({tiles}{answer.tokens // answer.tiles} tokens x {answer.code_dim} codes x "
+        f"{answer.bits} bit"
         f"{f', {answer.packed_bytes} B packed' if answer.packed_bytes != payload else ''}); "
         f"{answer.bytes_up} B up, {answer.bytes_down} B down; "
         f"as 16-bit features {answer.feature_bytes_16bit} B ({answer.feature_bytes_16bit / payload:.1f}x), "
@@ -64,6 +66,7 @@ def as_json(answer: Answer, image: str | None = None) -> str:
         "answer": answer.answer,
         "bits": answer.bits,
         "levels": answer.levels,
+        "tiles": answer.tiles,
         "tokens": answer.tokens,
         "code_dim": answer.code_dim,
         "payload_bytes": answer.payload_bytes,

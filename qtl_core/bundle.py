@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from .codes import MAX_LEVELS, MIN_LEVELS, bits_of, packed_size
 from .errors import BundleError
+from .tiling import MAX_TILES, Tiling
 
 SCHEMA: Final = 1
 """Version of the manifest. A reader refuses newer ones; new optional fields do not change it."""
@@ -44,7 +45,7 @@ _LOADABLE: Final = frozenset(
 
 
 class Cut(msgspec.Struct, frozen=True, kw_only=True):
-    """What crosses the cut for one picture.
+    """What crosses the cut for one picture; of a tiled picture, for each of its tiles.
 
     Attributes:
         tokens: tokens as coded, after the merge.
@@ -111,6 +112,8 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
         max_pixels: pictures with more pixels than this are refused before they are decoded.
         resized: height and width it is resized to where these are not the graph's (for "crop" the shorter
             side, twice): then the middle is taken, with black around it where it is too small.
+        tiling: how a picture becomes several inputs of the graph; None where it is one. Each tile is then a
+            picture to the graph: ``Cut`` is of one tile, and "image" scaling is over one tile.
     """
 
     height: Size
@@ -120,6 +123,27 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     pad_colour: tuple[Byte, Byte, Byte]
     max_pixels: Size = 50_000_000
     resized: tuple[Size, Size] | None = None
+    tiling: Tiling | None = None
+
+    def __post_init__(self) -> None:
+        if self.tiling is not None and (self.height != self.width or self.fit != "square"):
+            raise ValueError("only square tiles can be cut, and they are stretched")
+        if self.most_tiles > MAX_TILES:
+            raise ValueError(f"{self.most_tiles} tiles a picture are more than the {MAX_TILES} there may be")
+
+    @property
+    def most_tiles(self) -> int:
+        """Tiles a picture has at most; 1 where it is never cut."""
+        return 1 if self.tiling is None else self.tiling.most(self.width)
+
+    @property
+    def tiled(self) -> bool:
+        """Whether a picture's size decides how many tiles it has, so that the server has to know it."""
+        return self.most_tiles > 1
+
+    def tiles(self, width: int, height: int) -> int:
+        """How many tiles a picture of ``width`` x ``height`` pixels has."""
+        return self.tiling.tiles(width, height, self.width) if self.tiling is not None else 1
 
 
 class Text(msgspec.Struct, frozen=True, kw_only=True):
@@ -266,6 +290,8 @@ def fingerprint(
     # It came later: bundles that do not use it keep the fingerprint they have.
     if picture.resized is None:
         del agreement[1]["resized"]
+    if picture.tiling is None:
+        del agreement[1]["tiling"]  # so that a bundle of before tiles keeps its fingerprint
     text_form = json.dumps(agreement, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text_form.encode()).hexdigest()[:32]
 

@@ -32,7 +32,9 @@ CAN_RANS: Final = "rans"
 """Capability: both ends hold the same tables, so that codes may come entropy-coded."""
 CAN_PAD: Final = "pad"
 """Capability: an ASK may announce a frame "pad", and then has its payloads joined (``qtl_core.wire``)."""
-CAPABILITIES: Final = (CAN_RANS, CAN_PAD)
+CAN_TILE: Final = "tiles"
+"""Capability: pictures are cut into tiles as the manifest says, and an ASK tells the picture's size."""
+CAPABILITIES: Final = (CAN_RANS, CAN_PAD, CAN_TILE)
 
 REJECT_REASONS: Final = ("protocol", "fingerprint", "codec", "text", "auth", "full")
 ERROR_CODES: Final = (
@@ -71,6 +73,7 @@ Session: TypeAlias = Annotated[bytes, Meta(min_length=8, max_length=16)]
 Resume: TypeAlias = Annotated[bytes, Meta(max_length=16)]
 Digest: TypeAlias = Annotated[bytes, Meta(max_length=8)]
 Fill: TypeAlias = Annotated[bytes, Meta(max_length=MAX_FILL)]
+Side: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Names: TypeAlias = Annotated[tuple[Name, ...], Meta(max_length=64)]
 
 
@@ -97,7 +100,7 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
         name: "v" vision codes, "q" question codes, "pad" nothing; that one comes last.
         size: bytes of the frame.
         crc: CRC-32 of the frame (the one of zlib, gzip and PNG).
-        count: tokens in it; 0 means as many as the manifest says.
+        count: tokens in it; 0 means as many as the manifest says (for each tile).
         codec: 0 packed codes, 1 float16 features, 2 entropy-coded codes.
     """
 
@@ -171,6 +174,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=4):
         max_tokens: at most so many tokens in the answer; 0 leaves it to the server.
         stream: send each piece of text as TOKEN before the ANSWER.
         fill: makes the header longer and says nothing; zeros by custom.
+        size: width and height of the picture in pixels, where the bundle's pictures are cut into tiles.
     """
 
     id: RequestId
@@ -179,6 +183,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=4):
     max_tokens: Count = 0
     stream: bool = True
     fill: Fill = b""
+    size: Annotated[tuple[Side, ...], Meta(max_length=2)] = ()
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -271,9 +276,11 @@ def encode_header(message: Message) -> bytes:
         data = _ENCODER.encode(message)
     except (msgspec.MsgspecError, UnicodeError, OverflowError, TypeError) as error:
         raise MalformedMessage(f"a {kind(message)} message cannot be encoded: {error}") from error
-    if isinstance(message, Ask) and not message.fill:
-        # A default may be left out from the end: two bytes less for every question that is not padded.
-        data = bytes([data[0] - 1]) + data[1:-2]
+    if isinstance(message, Ask) and not message.size:
+        # Defaults may be left out from the end: a byte less for every picture that is not cut into tiles,
+        # and two more for every question that is not padded.
+        left_out, spared = (1, 1) if message.fill else (2, 3)
+        data = bytes([data[0] - left_out]) + data[1:-spared]
     # Structs check nothing when built. Reading back what was written costs a microsecond, and keeps
     # mistakes on the side that made them.
     decode_header(data)

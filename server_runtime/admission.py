@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from qtl_core import payloads as contents
 from qtl_core.bundle import Manifest
 from qtl_core.codes import packed_size, unpack
-from qtl_core.entropy import Tables, decode
+from qtl_core.entropy import Tables
 from qtl_core.errors import CodeError, MalformedMessage, RequestRefused
 from qtl_core.messages import (
     CAN_RANS,
+    CAN_TILE,
     CAPABILITIES,
     CODEC_PACKED,
     CODEC_RANS,
@@ -55,7 +58,7 @@ def limits_of(manifest: Manifest, config: ServerConfig, longest_answer: int) -> 
 
 def largest_payload(manifest: Manifest) -> int:
     """Bytes of the largest payload frame that this bundle has a use for."""
-    largest, text = manifest.cut.payload_bytes, manifest.text
+    largest, text = manifest.cut.payload_bytes * manifest.picture.most_tiles, manifest.text
     if text.mode == "codes":
         largest = max(largest, packed_size(text.max_tokens * text.code_dim, text.levels))
     return largest
@@ -84,6 +87,10 @@ def refuse_hello(hello: Hello, manifest: Manifest, tables: Tables | None = None)
             f"the client's tables of the entropy coder have the digest {hello.tables.hex()}, this server's "
             f"{own.hex() or 'half has none'}: use two halves of one export",
         )
+    if manifest.picture.tiled and CAN_TILE not in hello.capabilities:
+        return Reject(
+            "protocol", "this bundle's pictures are cut into tiles, and the client cannot: update the client"
+        )
     if hello.text != manifest.text.mode:
         text = f"this bundle takes questions as {manifest.text.mode!r}, the client sends {hello.text!r}"
         return Reject("text", f"{text}: use the client half of the same export")
@@ -111,7 +118,8 @@ def read_ask(
 
     Raises:
         MalformedMessage: Frames that this bundle has no use for, or that are missing.
-        CodeError: Wrong codec, number of codes or bytes, a code out of range, a feature that is not finite.
+        CodeError: Wrong codec, number of codes, tiles or bytes, a code out of range, a feature that is not
+            finite, a picture of a size that this bundle does not take.
         RequestRefused: ("question") an empty question, or one that is too long.
     """
     wanted = {VISION, QUESTION} if manifest.text.mode == "codes" else {VISION}
@@ -120,14 +128,16 @@ def read_ask(
             f"this bundle takes the payload frames {sorted(wanted)}, this question has {sorted(payloads)}"
         )
     frames = by_name(ask)
-    vision = _vision(frames[VISION], payloads[VISION], manifest, tables)
+    vision = _vision(frames[VISION], payloads[VISION], manifest, tables, _tiles(ask, manifest))
+    size = (ask.size[0], ask.size[1]) if ask.size else None
     if manifest.text.mode == "codes":
         if ask.question:
             raise MalformedMessage("the question came as codes and as text: leave the text empty")
-        return Prompt(vision=vision, text_codes=_text(frames[QUESTION], payloads[QUESTION], manifest))
+        text_codes = _text(frames[QUESTION], payloads[QUESTION], manifest)
+        return Prompt(vision=vision, text_codes=text_codes, size=size)
     if not ask.question.strip():
         raise RequestRefused("question", "the question is empty: ask something")
-    return Prompt(vision=vision, question=ask.question)
+    return Prompt(vision=vision, question=ask.question, size=size)
 
 
 def digest(ask: Ask, payloads: Mapping[str, bytes]) -> bytes:
@@ -139,37 +149,51 @@ def digest(ask: Ask, payloads: Mapping[str, bytes]) -> bytes:
     for part in (ask.question.encode(), *(data for _, data in sorted(payloads.items()))):
         state.update(len(part).to_bytes(8, "little"))
         state.update(part)
-    state.update(ask.max_tokens.to_bytes(8, "little"))
+    for number in (ask.max_tokens, *ask.size):
+        state.update(number.to_bytes(8, "little"))
     return state.digest()
 
 
+def _tiles(ask: Ask, manifest: Manifest) -> int:
+    """How many tiles the picture of a question has, by the size that it tells.
+
+    Raises:
+        MalformedMessage: No size where one is needed, or one where none is.
+        CodeError: More pixels than this bundle takes.
+    """
+    spec = manifest.picture
+    if not spec.tiled:
+        if ask.size:
+            raise MalformedMessage("this bundle's pictures are not cut into tiles: leave the size empty")
+        return 1
+    if len(ask.size) != 2:
+        raise MalformedMessage(
+            "this bundle's pictures are cut into tiles: the question must tell its picture's width and height"
+        )
+    width, height = ask.size
+    if width * height > spec.max_pixels:
+        raise CodeError(
+            f"a picture of {width} x {height} pixels is larger than this bundle takes ({spec.max_pixels})"
+        )
+    return spec.tiles(width, height)
+
+
 def _vision(
-    frame: Frame, data: bytes, manifest: Manifest, tables: Tables | None
-) -> npt.NDArray[np.uint8] | npt.NDArray[np.float16]:
+    frame: Frame, data: bytes, manifest: Manifest, tables: Tables | None, tiles: int
+) -> npt.NDArray[Any]:
+    """Codes or features, [tiles, tokens, code_dim]; [tokens, code_dim] where pictures are not cut."""
     cut = manifest.cut
     coded = tables is not None and frame.codec == CODEC_RANS
     if not coded:
         _check_codec(frame, CODECS[cut.codec])
-    if frame.count not in (0, cut.tokens):
+    tokens = tiles * cut.tokens
+    if frame.count not in (0, tokens):
+        cut_in = f" in {tiles} tiles" if tiles > 1 else ""
         raise CodeError(
-            f"frame {frame.name!r} holds {frame.count} tokens, this bundle's pictures have {cut.tokens}"
+            f"frame {frame.name!r} holds {frame.count} tokens, this bundle's pictures have {tokens}{cut_in}"
         )
-    if coded and tables is not None:
-        if len(data) > cut.payload_bytes:
-            raise CodeError(
-                f"entropy-coded codes of {len(data)} bytes are longer than packed ones "
-                f"({cut.payload_bytes}): send those"
-            )
-        return decode(data, tables, (cut.tokens, cut.code_dim))
-    if cut.quantized:
-        return unpack(data, cut.levels, (cut.tokens, cut.code_dim))
-    if len(data) != cut.payload_bytes:
-        raise CodeError(f"a picture's features take {cut.payload_bytes} bytes, got {len(data)}")
-    features = np.frombuffer(data, dtype="<f2").reshape(cut.tokens, cut.code_dim)
-    if not np.isfinite(features).all():
-        raise CodeError("a feature is not a finite number: the data is damaged")
-    # In the machine's own byte order, and writable, as an engine expects.
-    return features.astype(np.float16)
+    found = contents.read(data, cut, tiles, tables if coded else None)
+    return found if manifest.picture.tiled else found[0]
 
 
 def _text(frame: Frame, data: bytes, manifest: Manifest) -> npt.NDArray[np.uint8]:

@@ -23,15 +23,18 @@ class Prompt:
 
     Attributes:
         vision: Codes, uint8 [tokens, code_dim], each below the bundle's level count; or, where the bundle is
-            not quantized, features, float16 [picture_tokens, width], all finite.
+            not quantized, features, float16 [picture_tokens, width], all finite. Where pictures are cut into
+            tiles, [tiles, ...] of either, as many as the picture's size asks for.
         question: The question's text; empty where the question came as codes.
         text_codes: The question's codes, uint8 [question tokens, code_dim], where the bundle's text mode is
             "codes".
+        size: Width and height of the picture in pixels, where pictures are cut into tiles.
     """
 
     vision: npt.NDArray[Any]
     question: str = ""
     text_codes: npt.NDArray[np.uint8] | None = None
+    size: tuple[int, int] | None = None
 
 
 class Engine(Protocol):

@@ -77,7 +77,11 @@ class TorchEngine:
     def generate(self, prompt: Prompt, max_tokens: int) -> Iterator[str]:
         """Generate the answer, one item per token."""
         return self._open().generate(
-            prompt.vision, prompt.question, text_codes=prompt.text_codes, max_tokens=max_tokens
+            prompt.vision,
+            prompt.question,
+            text_codes=prompt.text_codes,
+            max_tokens=max_tokens,
+            size=prompt.size,
         )
 
     def close(self) -> None:

@@ -32,7 +32,10 @@ def described(half: Half) -> Finding:
         for one in variants(half)
     )
     golden = "" if FILE in manifest.files else "; no golden pictures (selftest needs them)"
-    said = f"{manifest.model}, fingerprint {manifest.fingerprint}, hashes right; graphs: {graphs}{golden}"
+    tiles = f"; a picture has up to {manifest.picture.most_tiles} tiles" if manifest.picture.tiled else ""
+    said = (
+        f"{manifest.model}, fingerprint {manifest.fingerprint}, hashes right; graphs: {graphs}{golden}{tiles}"
+    )
     return Finding(name="bundle", said=said)
 
 

@@ -17,7 +17,8 @@ from qtl_core.bundle import Cut, Text
 from qtl_core.errors import QuestionError
 from qtl_core.nn.checkpoint import Checkpoint, decoder_bytes
 from qtl_core.nn.server_partition import ServerPartition
-from qtl_export.held_out import Question
+from qtl_core.payloads import read
+from qtl_export.held_out import Question, Span
 from qtl_export.progress import Progress
 from qtl_export.validation import Compared
 
@@ -79,6 +80,7 @@ def compare_answers(
     server: ServerPartition | str,
     compared: Compared,
     questions: Sequence[Question],
+    spans: Sequence[Span],
     cut: Cut,
     language: Language | None,
     progress: Progress,
@@ -88,7 +90,8 @@ def compare_answers(
     Args:
         server: the exported server half; or why it is not asked: then only codes of questions are compared.
         compared: payloads of both sides.
-        questions: about the pictures they are of.
+        questions: each about one of ``spans``.
+        spans: which payloads are a picture's.
         cut: what crosses for a picture.
         language: codes of questions; None where questions cross as text.
         progress: where to show how far it is.
@@ -99,7 +102,9 @@ def compare_answers(
     what = "coding questions" if isinstance(server, str) else "asking the server half"
     bar = progress.bar(questions, what, len(questions), "questions")
     for question in bar:
-        device, ours = compared.device[question.picture], compared.pytorch[question.picture]
+        span = spans[question.picture]
+        inputs = slice(span.first, span.first + span.tiles)
+        device, ours = (b"".join(payloads[inputs]) for payloads in (compared.device, compared.pytorch))
         asked: npt.NDArray[np.uint8] | None = None
         asked_ours: npt.NDArray[np.uint8] | None = None
         unlike = 0
@@ -110,9 +115,9 @@ def compare_answers(
             text_differ += unlike
         if isinstance(server, str):
             continue
-        answer = _ask(server, device, question.text, asked, cut)
+        answer = _ask(server, device, question.text, asked, cut, span)
         same = device == ours and not unlike
-        differ += not same and answer != _ask(server, ours, question.text, asked_ours, cut)
+        differ += not same and answer != _ask(server, ours, question.text, asked_ours, cut, span)
         if question.answer is not None:
             known += 1
             right += answer.strip() == question.answer.strip()
@@ -163,11 +168,14 @@ def _ask(
     question: str,
     text_codes: npt.NDArray[np.uint8] | None,
     cut: Cut,
+    span: Span,
 ) -> str:
     vision: npt.NDArray[np.uint8] | npt.NDArray[np.float16]
     if cut.quantized:
-        vision = packing.unpack(payload, cut.levels, (cut.tokens, cut.code_dim))
+        vision = read(payload, cut, span.tiles)
     else:
-        vision = np.frombuffer(payload, dtype="<f2").reshape(cut.picture_tokens, cut.width)
+        # As they are: of features that are not finite, validation itself speaks.
+        vision = np.frombuffer(payload, dtype="<f2").reshape(span.tiles, cut.picture_tokens, cut.width)
         vision = vision.astype(np.float16)
-    return "".join(server.generate(vision, "" if text_codes is not None else question, text_codes))
+    asked = "" if text_codes is not None else question
+    return "".join(server.generate(vision, asked, text_codes, size=span.size))

@@ -77,8 +77,12 @@ def choose_levels(checkpoint: Checkpoint, folder: Path | None, progress: Progres
             f"({held_out.FILE}); give a folder of some with --pictures, or name the bits"
         )
     quantizer = checkpoint.model.vision_quantizer
-    given = held_out.gather(checkpoint.path, folder, checkpoint.picture, _MOST)
-    pictures = given.pictures[: given.originals]
+    found = held_out.originals(checkpoint.path, folder, checkpoint.picture, _MOST)
+    if found is None:
+        raise PictureError(
+            f"{checkpoint.path} holds no pictures any more; give a folder of some with --pictures"
+        )
+    pictures, source = found
     # One picture tells how many features each has, and so how many pictures are enough.
     each = standardise(cut_features(checkpoint.model.vision, pictures[:1]), quantizer.params()).size
     pictures = pictures[: max(_FEWEST, math.ceil(_VALUES_WANTED / each))]
@@ -89,4 +93,4 @@ def choose_levels(checkpoint: Checkpoint, folder: Path | None, progress: Progres
     )
     scaled = standardise(features, quantizer.params())
     batches = max(2, min(BATCHES, len(pictures), scaled.size // _A_BATCH))
-    return AutoLevels(feature_entropy(scaled, batches), len(pictures), given.source)
+    return AutoLevels(feature_entropy(scaled, batches), len(pictures), source)

@@ -126,7 +126,8 @@ def calibrate(checkpoint: Checkpoint, cut: Cut, folder: Path | None, progress: P
             tables = entropy.Tables.fit(codes, cut.levels)
         except InputError as error:
             return Calibrated(None, f"{source}: {error}")
-        return Calibrated(tables, source, len(pictures), _cross_bytes(codes, cut))
+        tiled = checkpoint.picture.tiled
+        return Calibrated(tables, source, len(pictures), _cross_bytes(codes, cut, tiled=tiled))
 
 
 def _brought(checkpoint: Checkpoint, cut: Cut) -> Calibrated | None:
@@ -145,15 +146,18 @@ def _brought(checkpoint: Checkpoint, cut: Cut) -> Calibrated | None:
     return Calibrated(tables, f"{path.name} of the checkpoint")
 
 
-def _cross_bytes(codes: Codes, cut: Cut) -> float | None:
+def _cross_bytes(codes: Codes, cut: Cut, *, tiled: bool) -> float | None:
     """Mean bytes under tables of other pictures; None where half of the pictures are too few for tables."""
     sizes: list[int] = []
-    for half in (0, 1):
+    # Tiles of one picture lie side by side, and belong into the same half.
+    middle = len(codes) // 2
+    halves = (codes[:middle], codes[middle:]) if tiled else (codes[0::2], codes[1::2])
+    for half, other in (halves, halves[::-1]):
         try:
-            tables = entropy.Tables.fit(codes[1 - half :: 2], cut.levels)
+            tables = entropy.Tables.fit(other, cut.levels)
         except InputError:
             return None
-        sizes += _sent(codes[half::2], tables, cut)
+        sizes += _sent(half, tables, cut)
     return float(np.mean(sizes))
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.golden import FILE as GOLDEN
-from qtl_core.bundle import Cut, HalfName, VariantEntry
+from qtl_core.bundle import Cut, HalfName, Picture, VariantEntry
 from qtl_export.halves import Agreement
-from qtl_export.report import rows
+from qtl_export.report import pictures, rows
 from qtl_export.variants.table import variant_markdown
 
 README = "README.md"
@@ -45,15 +45,16 @@ def write_card(
         if cut.quantized
         else f"{shape} unquantized half-precision features"
     )
+    tiled = picture.most_tiles > 1
     fit = {"square": "stretched", "pad": "padded to a square", "crop": "cropped to its middle"}[picture.fit]
     if picture.resized is not None:
         fit += ", resized to {} x {} and that cropped or framed in black".format(*picture.resized[::-1])
     facts = [
         ("model", f"`{agreement.model}`"),
         ("fingerprint of the pair", f"`{fingerprint}`"),
-        ("picture", f"{picture.width} x {picture.height}, {picture.resample}, {fit}"),
-        ("what crosses for a picture", crosses),
-        ("payload", _payload(cut, validation["entropy"])),
+        ("picture", f"{picture.width} x {picture.height}, {picture.resample}, {_cutting(picture) or fit}"),
+        (f"what crosses for a {'tile' if tiled else 'picture'}", crosses),
+        ("payload of a tile" if tiled else "payload", _payload(cut, validation["entropy"])),
         ("the same features at 16 bit", f"{cut.feature_bytes_16bit:,} bytes"),
         ("questions", _questions(agreement)),
         ("longest question", f"{text.max_tokens} tokens"),
@@ -90,6 +91,16 @@ def write_card(
     (work / half / README).write_text("\n".join(lines) + "\n", "utf-8")
 
 
+def _cutting(picture: Picture) -> str:
+    """How pictures are cut; empty where they are not."""
+    if not picture.tiled:
+        return ""
+    return (
+        f"tiles (`{type(picture.tiling).__name__.lower()}`), up to {picture.most_tiles} a picture; each is a "
+        "picture to the graph, and is scaled by itself"
+    )
+
+
 def _payload(cut: Cut, entropy: dict[str, Any]) -> str:
     packed = f"{cut.payload_bytes:,} bytes"
     if entropy["tables"] is None:
@@ -112,7 +123,7 @@ def _validation(validation: dict[str, Any]) -> list[str]:
         return ["This bundle was not validated."]
     found = "within its bounds" if validation["passed"] else "**over its bounds**, put in place by force"
     return [
-        f"`{validation['device']}` beside `{validation['against']}`, on {validation['pictures']} pictures:",
+        f"`{validation['device']}` beside `{validation['against']}`, on {pictures(validation)}:",
         f"{validation['source']}. The bundle is {found}.",
         "",
         "| | measured | bound |",

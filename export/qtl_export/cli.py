@@ -84,8 +84,9 @@ def cli() -> None:
 
     CHECKPOINT is a folder, or org/name or org/name@revision on the Hugging Face hub; by default the one that
     comes with this package. Its own configuration says of which family it is: ours (Hugging Face's LLaVA
-    layout with quantizers beside it), Hugging Face's LLaVA or PaliGemma, TinyLLaVA Factory, or
-    Quantized-TinyLLaVA. The bundle is validated with the device's own code before it is put in place.
+    layout with quantizers beside it), Hugging Face's LLaVA, LLaVA-OneVision, Idefics3, SmolVLM or PaliGemma,
+    TinyLLaVA Factory, or Quantized-TinyLLaVA. The bundle is validated with the device's own code before it is
+    put in place.
     """
 
 

@@ -48,6 +48,7 @@ CODES_WANTED: Final = 1_000_000
 MAX_PICTURES: Final = 256
 """Pictures that validation takes when nobody says how many: seconds, not minutes, on two cores."""
 _MIN_PICTURES: Final = 4
+_MIN_TILED: Final = 2  # pictures with many tiles each take as long as many pictures
 _GOLDEN_PICTURES: Final = 4
 
 
@@ -154,6 +155,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         chosen,
         fitted,
         made.entries,
+        agreement.picture.most_tiles,
     )
 
 
@@ -183,8 +185,10 @@ def _questions(
 
 def pictures_to_validate(agreement: Agreement) -> int:
     """How many pictures validation takes by itself: a million codes' worth, but no more than take seconds."""
-    codes = agreement.cut.tokens * agreement.cut.code_dim
-    return min(max(math.ceil(CODES_WANTED / codes), _MIN_PICTURES), MAX_PICTURES)
+    tiles = agreement.picture.most_tiles
+    codes = tiles * agreement.cut.tokens * agreement.cut.code_dim
+    least = _MIN_PICTURES if tiles == 1 else _MIN_TILED
+    return min(max(math.ceil(CODES_WANTED / codes), least), MAX_PICTURES)
 
 
 def _validate(
@@ -220,7 +224,7 @@ def _validate(
 
     def ask(payloads: list[bytes]) -> Answers:
         asked = dataclasses.replace(compared, device=payloads)
-        return compare_answers(answering, asked, given.questions, cut, language, progress)
+        return compare_answers(answering, asked, given.questions, given.spans, cut, language, progress)
 
     answers = ask(compared.device)
     accuracy = None
@@ -241,7 +245,8 @@ def _validate(
     with_ = versions()
     validation = {
         "passed": not faults,
-        "pictures": len(given.pictures),
+        "pictures": len(given.spans),
+        "tiles": len(given.pictures),
         "source": _source(given),
         "device": f"onnxruntime {with_['onnxruntime']}, {CPU}, {with_['machine']}",
         "against": f"PyTorch {torch.__version__}",

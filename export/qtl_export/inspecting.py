@@ -41,6 +41,7 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True):
             its largest single operation reads and writes.
         bytes_by_bits: payload of a picture at 1 to 8 bits, packed; "16" for unquantized features.
         bench: seconds to expect on the device whose measurement was given; None where none was.
+        tiles: tiles a picture has at most. Where there are several, everything above is of one tile.
     """
 
     checkpoint: str
@@ -63,6 +64,7 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True):
     peak_bytes: int
     bytes_by_bits: dict[str, int]
     bench: Expected | None = None
+    tiles: int = 1
 
     def as_json(self) -> str:
         """One line of JSON."""
@@ -70,8 +72,10 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True):
 
     def as_text(self) -> str:
         """A table for a terminal."""
+        one = "one tile" if self.tiles > 1 else "one picture"
         rows = [
             ("family", self.family),
+            *([("tiles", self._tiles())] if self.tiles > 1 else []),
             ("vision tower", f"{self.tower}, {self.picture[0]} x {self.picture[1]} pixels ({self.fit})"),
             ("connector", f"{self.connector}, {self.tower_width} to {self.width}"),
             ("decoder", f"{self.decoder}, {self.server_parameters:,} parameters"),
@@ -81,14 +85,21 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True):
                 "client half",
                 f"{self.client_parameters:,} parameters, {_mega(4 * self.client_parameters)} in float32",
             ),
-            ("one picture", f"{self.gflop:,.2f} GFLOP, about {_mega(self.peak_bytes)} of memory"),
+            (one, f"{self.gflop:,.2f} GFLOP, about {_mega(self.peak_bytes)} of memory"),
             ("files", _mega(self.file_bytes)),
-            ("bytes a picture", "  ".join(f"{bits} bit: {n:,}" for bits, n in self.bytes_by_bits.items())),
+            (f"bytes of {one}", "  ".join(f"{bits} bit: {n:,}" for bits, n in self.bytes_by_bits.items())),
         ]
         if self.bench is not None:
             rows += rows_of(self.bench)
         wide = max(len(name) for name, _ in rows)
         return "\n".join([self.checkpoint, *(f"  {name:<{wide}}  {value}" for name, value in rows)])
+
+    def _tiles(self) -> str:
+        most = self.tiles
+        return (
+            f"up to {most} a picture, by its size; each is a picture to the client half, and {most} take "
+            f"{self.gflop * most:,.2f} GFLOP and {self.bytes_by_bits['2'] * most:,} bytes at 2 bits"
+        )
 
     def _quantizer(self) -> str:
         if self.quantizer is None:
@@ -141,6 +152,7 @@ def inspect(path: Path, quantizer: str = "", bench: Path | None = None) -> Inspe
         peak_bytes=peak,
         bytes_by_bits={**by_bits, "16": 2 * tokens * width},
         bench=None if bench is None else expect(bench, cost.gflop, peak),
+        tiles=checkpoint.picture.most_tiles,
     )
 
 

@@ -45,13 +45,14 @@ class PostTraining:
         self, checkpoint: Checkpoint, folder: Path, code_dim: int | None, progress: Progress
     ) -> None:
         self._checkpoint = checkpoint
+        self._unit = "tiles" if checkpoint.picture.tiled else "pictures"
         vision = checkpoint.model.vision
         first = pictures_in(folder, checkpoint.picture, 1)
         tokens, width = cut_features(vision, first).shape[1:]
         most = most_pictures(tokens, width)
         pictures = pictures_in(folder, checkpoint.picture, most)
         self._code_dim = width if code_dim is None else code_dim
-        check_enough(len(pictures), tokens, width, self._code_dim, str(folder))
+        check_enough(len(pictures), tokens, width, self._code_dim, str(folder), self._unit)
         features = torch.from_numpy(
             cut_features(
                 vision,
@@ -65,9 +66,11 @@ class PostTraining:
             raise InputError(
                 f"features of the pictures in {folder} are not finite; is the checkpoint damaged?"
             )
-        aside = kept_aside(len(pictures))
+        aside = kept_aside(len(pictures), together=checkpoint.picture.tiled)
         self._known, self._aside = features[~aside], features[aside]
-        self.known = [path for path, kept in zip(paths_in(folder)[:most], aside, strict=True) if not kept]
+        # Of tiles nobody asks which pictures they are of.
+        paths = [] if checkpoint.picture.tiled else paths_in(folder)[:most]
+        self.known = [path for path, kept in zip(paths, aside, strict=False) if not kept]
         self._progress = progress
 
     def fitted(self, levels: int) -> tuple[Checkpoint, Fitted]:
@@ -82,4 +85,5 @@ class PostTraining:
             k=k,
             snr_db=signal_to_noise(quantizer, self._aside, self._known.mean((0, 1))),
             pictures_aside=len(self._aside),
+            unit=self._unit,
         )

@@ -54,13 +54,18 @@ class Questions:
 
     Raises:
         QuestionError: the file is unreadable, empty, or has a line that is no question, or one that is too
-            long for the model.
+            long for the model; or the checkpoint cuts pictures into tiles.
         PictureError: a picture is missing or broken.
     """
 
     def __init__(
         self, file: Path, folder: Path, checkpoint: Checkpoint, known: Sequence[Path], progress: Progress
     ) -> None:
+        if checkpoint.picture.tiled:
+            raise QuestionError(
+                f"{file}: questions of your own are asked about pictures in one piece, and {checkpoint.path} "
+                "cuts them into tiles; export without --questions"
+            )
         self._asked: Sequence[Asked] = read_questions(file, folder)
         self._known = {path.resolve() for path in known}
         self.paths = list(dict.fromkeys(one.picture for one in self._asked))

@@ -31,6 +31,7 @@ class Exported:
         auto: why the cut has the levels it has, where ``--bits auto`` chose them.
         fitted: what the quantizer came to that was fitted to pictures.
         variants: further graphs for particular devices, as the manifest has them.
+        tiles: tiles a picture has at most; the cut is of one.
     """
 
     bundle: Path
@@ -43,6 +44,7 @@ class Exported:
     auto: AutoLevels | None = None
     fitted: Fitted | None = None
     variants: Mapping[str, VariantEntry] = field(default_factory=dict)
+    tiles: int = 1
 
     def as_json(self) -> str:
         """One line of JSON."""
@@ -52,6 +54,7 @@ class Exported:
                 "model": self.model,
                 "bits": self.cut.bits,
                 "levels": self.cut.levels,
+                "tiles": self.tiles,
                 "tokens": self.cut.tokens,
                 "code_dim": self.cut.code_dim,
                 "payload_bytes": self.cut.payload_bytes,
@@ -70,9 +73,10 @@ class Exported:
         """A few lines for a terminal."""
         cut = self.cut
         coded = f"{cut.levels} levels" if cut.quantized else "unquantized"
+        what, more = ("tile", f", up to {self.tiles} tiles a picture") if self.tiles > 1 else ("picture", "")
         lines = [
-            f"{self.bundle}: {self.model}, {cut.bits} bits ({coded}), {cut.payload_bytes:,} bytes a picture "
-            f"({cut.tokens} tokens x {cut.code_dim}); 16-bit features take {cut.feature_bytes_16bit:,}",
+            f"{self.bundle}: {self.model}, {cut.bits} bits ({coded}), {cut.payload_bytes:,} bytes a {what} "
+            f"({cut.tokens} tokens x {cut.code_dim}){more}; 16-bit features take {cut.feature_bytes_16bit:,}",
             f"  client {self.sizes['client']:,} bytes, server {self.sizes['server']:,} bytes, "
             f"fingerprint {self.fingerprint}",
         ]
@@ -88,7 +92,7 @@ class Exported:
         if not self.validation["pictures"]:
             return "\n".join([*lines, "  not validated"])
         lines += [
-            f"  validated on {self.validation['pictures']} pictures: {self.validation['source']}",
+            f"  validated on {pictures(self.validation)}: {self.validation['source']}",
             f"  {self.validation['device']} beside {self.validation['against']}",
         ]
         table = [("", "measured", "bound"), *rows(self.validation)]
@@ -101,6 +105,12 @@ class Exported:
         if why_not:
             lines.append(f"  no answers compared: {why_not}")
         return "\n".join([*lines, *variant_lines(self.variants)])
+
+
+def pictures(validation: dict[str, Any]) -> str:
+    """How many pictures a validation saw, and in how many tiles."""
+    n, tiles = validation["pictures"], validation.get("tiles", 0)
+    return f"{n} pictures in {tiles} tiles" if tiles > n else f"{n} pictures"
 
 
 def rows(validation: dict[str, Any]) -> list[tuple[str, str, str]]:

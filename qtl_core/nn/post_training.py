@@ -39,6 +39,7 @@ class Fitted:
         k: half the range in standard deviations.
         snr_db: signal-to-noise ratio of the restored features on ``pictures_aside``, in dB.
         pictures_aside: pictures that the fit has not seen.
+        unit: "pictures", or "tiles" where pictures are cut and these are counted.
     """
 
     pictures: int
@@ -47,6 +48,7 @@ class Fitted:
     k: float
     snr_db: float
     pictures_aside: int
+    unit: str = "pictures"
 
     def as_json(self) -> dict[str, Any]:
         """As a JSON object holds it."""
@@ -55,8 +57,9 @@ class Fitted:
     def as_text(self) -> str:
         """One line for a terminal."""
         return (
-            f"quantizer fitted to {self.pictures} pictures: {self.code_dim} codes a token, k = {self.k:g}; "
-            f"features come back {self.snr_db:.1f} dB over the noise ({self.pictures_aside} other pictures)"
+            f"quantizer fitted to {self.pictures} {self.unit}: {self.code_dim} codes a token, "
+            f"k = {self.k:g}; features come back {self.snr_db:.1f} dB over the noise "
+            f"({self.pictures_aside} other {self.unit})"
         )
 
 
@@ -65,7 +68,9 @@ def most_pictures(tokens: int, width: int) -> int:
     return max(2, min(MAX_PICTURES, _MAX_NUMBERS // (tokens * width)))
 
 
-def check_enough(pictures: int, tokens: int, width: int, code_dim: int, where: str) -> None:
+def check_enough(
+    pictures: int, tokens: int, width: int, code_dim: int, where: str, unit: str = "pictures"
+) -> None:
     """Makes sure that a quantizer can be fitted to so many pictures.
 
     Args:
@@ -74,6 +79,7 @@ def check_enough(pictures: int, tokens: int, width: int, code_dim: int, where: s
         width: of the features there.
         code_dim: codes a token.
         where: the pictures' folder, for the message.
+        unit: what there are so many of: "pictures" or "tiles".
 
     Raises:
         InputError: too few pictures for so many codes, or more codes than the features are wide.
@@ -84,14 +90,19 @@ def check_enough(pictures: int, tokens: int, width: int, code_dim: int, where: s
     if pictures - _aside(pictures) < enough:
         needed = next(n for n in range(1, 10**6) if n - _aside(n) >= enough)
         raise InputError(
-            f"{pictures} pictures in {where} are too few to fit {code_dim} codes a token to: "
+            f"{pictures} {unit} in {where} are too few to fit {code_dim} codes a token to: "
             f"give at least {needed}, or fewer codes with --code-dim"
         )
 
 
-def kept_aside(pictures: int, most: int | None = None) -> Tensor:
-    """Which of so many pictures a fit should not see, bool [pictures]: every fifth, ``most`` at most."""
+def kept_aside(pictures: int, most: int | None = None, *, together: bool = False) -> Tensor:
+    """Which of so many pictures a fit should not see, bool [pictures]: every fifth, ``most`` at most.
+
+    With ``together`` they are the last ones: of tiles, those of a picture lie side by side.
+    """
     aside = _aside(pictures) if most is None else min(most, _aside(pictures))
+    if together:
+        return torch.arange(pictures) >= pictures - aside
     kept = torch.arange(pictures) % (pictures // aside) == 0
     return kept & (kept.cumsum(0) <= aside)
 

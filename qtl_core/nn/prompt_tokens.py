@@ -57,9 +57,9 @@ class PromptTokens:
         """The ids of a question on its own."""
         return list(self._plain.encode(question, add_special_tokens=False).ids)
 
-    def before(self) -> list[int]:
-        """The ids before the picture."""
-        return [*self._style.start, *self.piece(self._template.before_image)]
+    def before(self, picture: str = "") -> list[int]:
+        """The ids before the picture, and of the template's text in its place where there is some."""
+        return [*self._style.start, *self.piece(self._template.before_image + picture)]
 
     def after(self, question: str) -> list[int]:
         """The ids behind the picture, the question among them."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from qtl_core import __version__
-from qtl_core.bundle import Cut, FileEntry, Manifest, Template, Text
+from qtl_core.bundle import Cut, FileEntry, Manifest, Picture, Template, Text
 from qtl_core.errors import BundleError
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.nn.decoder import PictureDecoder
@@ -30,6 +30,7 @@ from qtl_core.nn.prompt_tokens import PromptStyle, PromptTokens
 from qtl_core.nn.quantizer import Dequantizer
 from qtl_core.nn.stored import Source, sources_of
 from qtl_core.nn.tensor_writing import write_tensors
+from qtl_core.nn.tile_assembly import AssemblyStyle, Markers, assembly
 from qtl_core.upgrades import remedy
 
 CONFIG_FILE = "config.json"
@@ -48,6 +49,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         end_tokens: ids that end an answer.
         max_answer_tokens: where an answer is cut off unless the client asks for less.
         prompt: how prompts become tokens.
+        tiles: what becomes of the tiles of a picture, where pictures are cut.
     """
 
     language_model: dict[str, Any]
@@ -56,6 +58,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     end_tokens: tuple[int, ...]
     max_answer_tokens: int
     prompt: PromptStyle = PromptStyle()
+    tiles: AssemblyStyle | None = None
 
 
 class ServerPartition(nn.Module):
@@ -67,10 +70,20 @@ class ServerPartition(nn.Module):
         text: how questions cross.
         template: the prompt.
         tokenizer: the decoder's.
+        picture: how pictures are cut, where they are.
+
+    Raises:
+        ValueError: parts of the configuration that do not fit together.
     """
 
     def __init__(
-        self, config: ServerConfig, cut: Cut, text: Text, template: Template, tokenizer: Tokenizer
+        self,
+        config: ServerConfig,
+        cut: Cut,
+        text: Text,
+        template: Template,
+        tokenizer: Tokenizer,
+        picture: Picture | None = None,
     ) -> None:
         super().__init__()
         self.config, self.cut, self.text, self.template = config, cut, text, template
@@ -87,6 +100,9 @@ class ServerPartition(nn.Module):
         self.language_dequantizer = (
             Dequantizer(text.width, text.code_dim, text.levels) if text.mode == "codes" else None
         )
+        if config.tiles is not None and picture is None:
+            raise ValueError("tiles need to be told how pictures are cut")
+        self.assembly = assembly(config.tiles, picture) if config.tiles is not None and picture else None
         self._tokenizer = tokenizer
         self._prompts = PromptTokens(tokenizer, template, config.prompt)
 
@@ -104,7 +120,7 @@ class ServerPartition(nn.Module):
             config = msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=ServerConfig)
             tokenizer = read_tokenizer(folder / TOKENIZER_FILE)
             weights = load_file(folder / WEIGHTS_FILE)
-            part = cls(config, manifest.cut, manifest.text, manifest.template, tokenizer)
+            part = cls(config, manifest.cut, manifest.text, manifest.template, tokenizer, manifest.picture)
             _load(part, weights)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -125,8 +141,13 @@ class ServerPartition(nn.Module):
 
     @torch.inference_mode()
     def restore(self, vision: npt.NDArray[Any]) -> Tensor:
-        """The features [1, picture tokens, width] of codes [tokens, code_dim], or of float16 features."""
-        received = torch.from_numpy(np.ascontiguousarray(vision)).to(self.device)[None]
+        """The features of codes, or of float16 features as they are: [tiles, picture tokens, width].
+
+        Args:
+            vision: [tokens, code_dim], or [tiles, tokens, code_dim] where the picture is cut.
+        """
+        received = torch.from_numpy(np.ascontiguousarray(vision)).to(self.device)
+        received = received[None] if received.ndim == 2 else received
         if self.vision_dequantizer is None or received.is_floating_point():
             return received.to(next(self.parameters()).dtype)
         features: Tensor = self.vision_dequantizer(received)
@@ -138,24 +159,30 @@ class ServerPartition(nn.Module):
         question: str = "",
         text_codes: npt.NDArray[np.uint8] | None = None,
         max_tokens: int = 0,
+        size: tuple[int, int] | None = None,
     ) -> Iterator[str]:
         """Answers a question about a picture, greedily.
 
         Args:
             vision: codes uint8 [tokens, code_dim], or float16 features [picture tokens, width], which are
-                taken as they are, also by a half that takes codes.
+                taken as they are, also by a half that takes codes; where pictures are cut, [tiles, ...] of
+                either.
             question: the question, where questions cross as text.
             text_codes: codes uint8 [question tokens, code_dim], where they cross as codes.
             max_tokens: where to stop; 0 or too large means the model's own limit.
+            size: width and height of the picture in pixels, where pictures are cut.
 
         Yields:
             One piece of text for each token; a piece is empty while a character is incomplete.
+
+        Raises:
+            ValueError: tiles and size that do not belong together.
         """
         limit = self.config.max_answer_tokens
         limit = min(max_tokens, limit) if max_tokens > 0 else limit
         ids: list[int] = []
         shown = ""
-        step = self._steps(vision, question, text_codes)
+        step = self._steps(vision, question, text_codes, size)
         for token in step:
             if token in self.config.end_tokens:
                 return
@@ -169,30 +196,19 @@ class ServerPartition(nn.Module):
                 return
 
     @torch.inference_mode()
-    def _steps(
-        self, vision: npt.NDArray[Any], question: str, text_codes: npt.NDArray[np.uint8] | None
-    ) -> Iterator[int]:
-        """The likeliest next token, again and again."""
-        embeddings, picture = self._prompt(vision, question, text_codes)
-        n = embeddings.shape[1]
-        before = len(self._prompts.before())
-        parts = before, picture, n - before - picture
-        allowed = self.decoder.prompt_mask(*parts, self.device)[None]
-        positions = self.decoder.prompt_positions(*parts, self.device)[None]
-        cache: Any = DynamicCache()
-        while True:
-            hidden, cache = self.decoder(embeddings, allowed, positions, cache)
-            token = self.decoder.logits(hidden[:, -1]).argmax(-1)
-            yield int(token)
-            n += 1
-            embeddings = self.decoder.embed(token[:, None])
-            allowed = torch.ones(1, 1, n, dtype=torch.bool, device=self.device)
-            positions = positions[:, -1:] + 1
+    def prompt(
+        self,
+        vision: npt.NDArray[Any],
+        question: str = "",
+        text_codes: npt.NDArray[np.uint8] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, int, int]:
+        """The prompt as the decoder takes it; arguments and errors as ``generate``.
 
-    def _prompt(
-        self, vision: npt.NDArray[Any], question: str, text_codes: npt.NDArray[np.uint8] | None
-    ) -> tuple[Tensor, int]:
-        features = self.decoder.place(self.restore(vision))
+        Returns:
+            Embeddings [1, n, width], how many of them stand before the picture, and how many are its.
+        """
+        before, picture = self._picture(vision, size)
         if text_codes is not None:
             if self.language_dequantizer is None:
                 raise ValueError("this server half takes questions as plain text, not as codes")
@@ -205,8 +221,47 @@ class ServerPartition(nn.Module):
             ]
         else:
             asked = [self._embed(self._prompts.after(question))]
-        pieces = [self._embed(self._prompts.before()), features, *asked]
-        return torch.cat(pieces, dim=1), features.shape[1]
+        pieces = [self._embed(before), picture, *asked]
+        return torch.cat(pieces, dim=1), len(before), picture.shape[1]
+
+    def _picture(self, vision: npt.NDArray[Any], size: tuple[int, int] | None) -> tuple[list[int], Tensor]:
+        """Ids before the picture, and the picture's embeddings [1, n, width]."""
+        features = self.restore(vision)
+        if self.assembly is None:
+            return self._prompts.before(), self.decoder.place(features)
+        # Where a picture is always one tile, any size is as good as its own.
+        size = (1, 1) if size is None and len(features) == 1 else size
+        if size is None:
+            raise ValueError("the size of a picture with several tiles must be told")
+        if isinstance(self.assembly, Markers):
+            ids, image = self._prompts.before(self.assembly.text(size)), self.assembly.style.image
+            stands_for = self._tokenizer.token_to_id(image)
+            return [], self.assembly(features, ids, stands_for, self.decoder.embed)[None]
+        return self._prompts.before(), self.assembly(features, size)[None]
+
+    @torch.inference_mode()
+    def _steps(
+        self,
+        vision: npt.NDArray[Any],
+        question: str,
+        text_codes: npt.NDArray[np.uint8] | None,
+        size: tuple[int, int] | None,
+    ) -> Iterator[int]:
+        """The likeliest next token, again and again."""
+        embeddings, before, picture = self.prompt(vision, question, text_codes, size)
+        n = embeddings.shape[1]
+        parts = before, picture, n - before - picture
+        allowed = self.decoder.prompt_mask(*parts, self.device)[None]
+        positions = self.decoder.prompt_positions(*parts, self.device)[None]
+        cache: Any = DynamicCache()
+        while True:
+            hidden, cache = self.decoder(embeddings, allowed, positions, cache)
+            token = self.decoder.logits(hidden[:, -1]).argmax(-1)
+            yield int(token)
+            n += 1
+            embeddings = self.decoder.embed(token[:, None])
+            allowed = torch.ones(1, 1, n, dtype=torch.bool, device=self.device)
+            positions = positions[:, -1:] + 1
 
     def _embed(self, ids: list[int]) -> Tensor:
         return self.decoder.embed(torch.tensor([ids], dtype=torch.int64, device=self.device))
@@ -261,6 +316,10 @@ def write_server_half(
         weights |= _out_proj("vision_dequantizer", model.vision_quantizer.out_proj)
     if text.mode == "codes":
         weights |= _out_proj("language_dequantizer", model.language_quantizer.out_proj)
+    if checkpoint.assembly is not None:
+        noted = sources_of(checkpoint.assembly)
+        own = checkpoint.assembly.state_dict()
+        weights |= {f"assembly.{name}": noted.get(name, tensor) for name, tensor in own.items()}
     written = write_tensors(path / WEIGHTS_FILE, weights, follow=follow)
     config = ServerConfig(
         language_model=_plain_config(decoder),
@@ -269,6 +328,7 @@ def write_server_half(
         end_tokens=checkpoint.end_tokens,
         max_answer_tokens=checkpoint.settings.max_answer_tokens,
         prompt=checkpoint.prompt,
+        tiles=None if checkpoint.assembly is None else checkpoint.assembly.style,
     )
     (path / CONFIG_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
     # Not its own save(): that raises a bare Exception where the disk is full.

@@ -162,7 +162,7 @@ def test_bytes_after_the_header_raise() -> None:
 def test_a_newer_end_may_add_fields() -> None:
     assert messages.decode_header(_raw(9, 5, {"new": [1, 2]}, b"x", 1.5, None)) == Ping(5)
     newer = [["v", 4, 1, 0, 0, "new"]]
-    assert messages.decode_header(_raw(4, 5, newer, "q?", 0, True, b"", "new")) == Ask(
+    assert messages.decode_header(_raw(4, 5, newer, "q?", 0, True, b"", [], "new")) == Ask(
         5, (Frame("v", 4, 1),), "q?"
     )
 

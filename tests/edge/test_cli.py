@@ -24,6 +24,7 @@ KEYS = {
     "answer": str,
     "bits": int,
     "levels": int,
+    "tiles": int,
     "tokens": int,
     "code_dim": int,
     "payload_bytes": int,

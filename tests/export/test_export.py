@@ -212,7 +212,12 @@ def test_a_million_codes_where_few_pictures_hold_them(checkpoint: Path) -> None:
         class cut:
             tokens, code_dim = 729, 1152
 
+        class picture:
+            most_tiles = 1
+
     assert exporter.pictures_to_validate(Many) == 4  # type: ignore[arg-type]
+    Many.picture.most_tiles = 37
+    assert exporter.pictures_to_validate(Many) == 2  # type: ignore[arg-type]
     assert CODES_WANTED < 4 * 729 * 1152
     agreement = Agreement.of(load_checkpoint(checkpoint), 4, "plain")
     assert exporter.pictures_to_validate(agreement) == MAX_PICTURES

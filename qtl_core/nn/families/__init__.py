@@ -10,12 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from qtl_core.errors import CheckpointError
-from qtl_core.nn.families import digits, fitted, llava, paligemma, quantized_tinyllava, tinyllava
+from qtl_core.nn.families import (
+    digits,
+    fitted,
+    idefics3,
+    llava,
+    onevision,
+    paligemma,
+    quantized_tinyllava,
+    tinyllava,
+)
 from qtl_core.nn.families.base import Family
 
 FAMILIES: tuple[Family, ...] = (
     digits.FAMILY,
     llava.FAMILY,
+    onevision.FAMILY,
+    idefics3.IDEFICS3,
+    idefics3.SMOLVLM,
     paligemma.FAMILY,
     quantized_tinyllava.FAMILY,
     tinyllava.FAMILY,

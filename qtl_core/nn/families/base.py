@@ -18,6 +18,7 @@ from qtl_core.errors import CheckpointError
 from qtl_core.nn.model import SplitModel
 from qtl_core.nn.prompt_tokens import PromptStyle
 from qtl_core.nn.quantizer import Centre, Quantizer, Scaling
+from qtl_core.nn.tile_assembly import Markers, Newlines
 
 CONFIG_FILE = "config.json"
 
@@ -115,6 +116,7 @@ class Checkpoint:
         quantizer: the one of them that is the model's; "" for the checkpoint's own.
         fitted: folder of the model's quantizer where it lies elsewhere, with the entropy coder's tables for
             its codes; None for quantizers of the checkpoint.
+        assembly: what the server makes of a picture's tiles; None where pictures are not cut.
         whole: transformers' model where the family can be trained; shares its weights with ``model``.
     """
 
@@ -131,6 +133,7 @@ class Checkpoint:
     further: Mapping[str, FurtherQuantizer] = field(default_factory=dict)
     quantizer: str = ""
     fitted: Path | None = None
+    assembly: Newlines | Markers | None = None
     whole: LlavaForConditionalGeneration | None = None
 
     @property

@@ -64,7 +64,7 @@ def _read(folder: Path, config: dict[str, Any], quantizer: str, load: bool) -> C
     parts.refuse_quantized(folder, config)
     vision = parts.config_of(folder, config.get("vision_config"), parts.TOWERS, "tower")
     text = parts.config_of(folder, config.get("text_config"), parts.DECODERS, "decoder")
-    settings = _tower_settings(folder, config)
+    settings = tower_settings(folder, config)
     tokenizer = read_tokenizer(folder)
     processor = read_processor(folder) or usual_processor(vision.to_dict())
     picture, mean, std = picture_of(processor)
@@ -78,7 +78,7 @@ def _read(folder: Path, config: dict[str, Any], quantizer: str, load: bool) -> C
     )
     decoder = parts.build_decoder(folder, text)
     layers = settings["feature_layer"]
-    connector = _connector(folder, config, vision.hidden_size, text.hidden_size, layers)
+    connector = connector_of(folder, config, vision.hidden_size, text.hidden_size, layers)
     tower = parts.build_tower(folder, vision)
     # LLaVA's head has no bias, also where the decoder's own would have one (Phi).
     head: Any = decoder.get_output_embeddings()
@@ -95,7 +95,7 @@ def _read(folder: Path, config: dict[str, Any], quantizer: str, load: bool) -> C
         head.bias = nn.Parameter(torch.zeros(head.out_features))
     encoder = VisionEncoder(tower, connector, TowerSettings(mean=mean, std=std, **settings))
     model = SplitModel(encoder, None, PictureDecoder(decoder, "causal"), None)
-    template = _template(tokenizer, config)
+    template = template_of(tokenizer, config)
     tokens = parts.picture_tokens(vision, settings["feature_select"])
     return Checkpoint(
         path=folder,
@@ -132,7 +132,12 @@ def place(name: str) -> str | None:
     return f"decoder.{name}" if name == "lm_head.weight" else None
 
 
-def _tower_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def tower_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """``feature_layer`` and ``feature_select`` of ``TowerSettings``.
+
+    Raises:
+        CheckpointError: settings that are not known.
+    """
     layer, select = (
         config.get("vision_feature_layer", -2),
         config.get("vision_feature_select_strategy", "default"),
@@ -152,9 +157,14 @@ def _tower_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"feature_layer": layers, "feature_select": select}
 
 
-def _connector(
+def connector_of(
     folder: Path, config: Mapping[str, Any], width_in: int, width: int, layers: int | tuple[int, ...]
 ) -> Connector:
+    """A connector without its weights, for ``layers`` of the tower side by side.
+
+    Raises:
+        CheckpointError: an activation that is not known.
+    """
     several = 1 if isinstance(layers, int) else len(layers)
     try:
         return Connector(
@@ -169,7 +179,8 @@ def _connector(
         ) from error
 
 
-def _template(tokenizer: Any, config: Mapping[str, Any]) -> Template:
+def template_of(tokenizer: Any, config: Mapping[str, Any]) -> Template:
+    """The text around picture and question, of LLaVA 1.5 where the tokenizer has no chat template."""
     if not tokenizer.chat_template:
         return _VICUNA
     index = config.get("image_token_index", config.get("image_token_id"))
