@@ -1,4 +1,4 @@
-"""benchmarks.export_memory: what it writes is a checkpoint, and its goal holds where the decoder is larger."""
+"""benchmarks.export_memory: what it writes is a checkpoint; its goal holds where the decoder is larger."""
 
 from __future__ import annotations
 
