@@ -73,9 +73,9 @@ Exit codes: 2 wrong command line, 3 pictures, prompts, questions or settings, 4 
 @click.option(
     "--lr",
     type=click.FloatRange(min=0, min_open=True),
-    default=1e-3,
+    default=5e-3,
     show_default=True,
-    help="Highest learning rate of the projections.",
+    help="Highest learning rate, relative to the size of what it moves.",
 )
 @click.option(
     "--feature-weight",
@@ -204,7 +204,6 @@ def quantizer(
         steps=steps,
         batch=batch,
         lr=lr,
-        k_lr=10 * lr,
         feature_weight=feature_weight,
         logit_weight=logit_weight,
         answer_tokens=answer_tokens,

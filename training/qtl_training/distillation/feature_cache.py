@@ -6,7 +6,9 @@ written stays, and the next run goes on behind it. The file's name says what it 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -88,11 +90,14 @@ class FeatureCache:
     def _fill(self, progress: bool) -> None:
         each = 2 * int(np.prod(self._shape[1:]))
         with self.path.open("ab") as file:
+            # Another run on the same pictures may be writing it; the lock goes with the process.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0, os.SEEK_END)
             done = file.tell() // each // BATCH * BATCH
             if file.tell() >= each * len(self):
                 return
             file.truncate(done * each)
-            file.seek(0, 2)
+            file.seek(0, os.SEEK_END)
             bar = tqdm(
                 total=len(self),
                 initial=done,

@@ -70,6 +70,7 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
         fitted: as the closed form left it.
         tuned: after fine-tuning.
         questions: of the user's file; 0 without one.
+        asked: SHA-256 that tells these from other questions; "" without any.
         questions_about_known: how many of these are about pictures it was trained on.
         accuracy_16bit: share of them that the unquantized model answers right.
         settings: the others it was made with.
@@ -90,6 +91,7 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     fitted: Measured
     tuned: Measured
     questions: int = 0
+    asked: str = ""
     questions_about_known: int = 0
     accuracy_16bit: float | None = None
     settings: dict[str, Any] = {}

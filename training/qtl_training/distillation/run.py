@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,12 +19,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from edge_runtime.picture_folder import paths_in
-from qtl_core import entropy
-from qtl_core.entropy_file import tables_name, write_tables
-from qtl_core.errors import HostError, InputError, StorageError
+from qtl_core.errors import HostError, InputError
 from qtl_core.nn.checkpoint import Checkpoint, FurtherQuantizer, load_checkpoint
-from qtl_core.nn.families.base import CONFIG_FILE, read_json
-from qtl_core.nn.families.fitted import MODEL_TYPE, client_sha, save_fitted
+from qtl_core.nn.families.fitted import client_sha
 from qtl_core.nn.post_training import (
     check_enough,
     fit,
@@ -34,8 +30,8 @@ from qtl_core.nn.post_training import (
     settings_of,
     signal_to_noise,
 )
-from qtl_core.nn.quantizer import Quantizer
 from qtl_core.question_file import read_questions
+from qtl_training.distillation import output
 from qtl_training.distillation.asked import AskedQuestions
 from qtl_training.distillation.feature_cache import FeatureCache
 from qtl_training.distillation.prompts import read_prompts
@@ -45,21 +41,21 @@ from qtl_training.distillation.settings import DistillSettings
 from qtl_training.distillation.training import Distilling, compare
 from qtl_training.snapshots import RUN_FILE, Snapshots
 from qtl_training.stepping import run_steps
-from qtl_training.tables import MOST_ENTRIES
 
-CARD: Final = "card.json"
-_RUN: Final = "run"
 _STATE: Final = "state.safetensors"
 _MOST_ASIDE: Final = 256
-_TABLE_CODES: Final = 1 << 24
 _LOG_EVERY: Final = 10
 
 
 class _Begun(msgspec.Struct, frozen=True, kw_only=True):
-    """``run.json`` of a snapshot: the step that comes next, what it began with, and how good that was."""
+    """``run.json`` of a snapshot: the step that comes next, what it began with, and how good that was.
+
+    ``asked`` is ``Trained.asked``: of the questions that ``fitted`` was measured on.
+    """
 
     step: int
     made_of: dict[str, Any]
+    asked: str
     fitted: Measured
 
 
@@ -89,11 +85,7 @@ def train_quantizer(
         HostError: the device does not exist here.
         StorageError: the output folder cannot be written.
     """
-    _check_output(settings.output)
-    if fresh:
-        for name in (CONFIG_FILE, CARD):
-            (settings.output / name).unlink(missing_ok=True)
-        shutil.rmtree(settings.output / _RUN, ignore_errors=True)
+    output.prepare(settings.output, fresh=fresh)
     return _Run(settings, progress, clock).result()
 
 
@@ -106,13 +98,14 @@ class _Run:
         self._questions = (
             () if settings.questions is None else read_questions(settings.questions, settings.pictures)
         )
+        self._said = hashlib.sha256(repr(self._questions).encode()).hexdigest() if self._questions else ""
         self._checkpoint = _frozen(load_checkpoint(settings.checkpoint), settings.device)
         self._client = client_sha(self._checkpoint.model.vision)
         self._asking = Asking(self._checkpoint, settings.answer_tokens)
         self._prompts = [self._asking.prompt(text) for text in prompts]
         for asked in self._questions:
             self._asking.prompt(asked.text)
-        self._snapshots = Snapshots(settings.output / _RUN)
+        self._snapshots = Snapshots(settings.output / output.RUN)
         self._made_of = self._described(paths, prompts)
         snapshot = self._snapshots.newest()
         self._begun = None if snapshot is None else self._resumed(snapshot)
@@ -120,10 +113,10 @@ class _Run:
         self._paths = paths
 
     def result(self) -> Trained:
-        finished = self._finished()
+        settings = self._settings
+        finished = output.finished(settings.output, self._made_of, self._said)
         if finished is not None:
             return finished
-        settings = self._settings
         cache = self._snapshots.path if settings.cache is None else settings.cache
         features = FeatureCache(cache, self._checkpoint, self._client, self._paths)
         tokens, width = features.tokens, features.width
@@ -152,14 +145,22 @@ class _Run:
                 accuracy=None if questions is None else questions.accuracy(quantizer, what),
             )
 
-        again = self._begun is not None and (self._begun.fitted.accuracy is None) == (questions is None)
-        fitted = self._begun.fitted if self._begun is not None and again else measured("fitted")
+        begun = self._begun
+        fitted = begun.fitted if begun is not None and begun.asked == self._said else measured("fitted")
         training = Distilling(quantizer, features, known, self._asking, self._prompts, variance, settings)
         self._train(training, fitted)
         tuned = measured("fine-tuned") if settings.steps else fitted
         quantizer.eval().requires_grad_(False).cpu()
         about = {asked.picture.resolve() for asked in self._questions}
         trained_on = about & {self._paths[i].resolve() for i in known}
+        tables = output.write_quantizer(
+            settings.output,
+            settings.checkpoint,
+            self._checkpoint,
+            FurtherQuantizer(settings_of(code_dim, settings.levels, k), quantizer),
+            features,
+            known,
+        )
         trained = Trained(
             output=str(settings.output),
             checkpoint=str(settings.checkpoint),
@@ -172,15 +173,16 @@ class _Run:
             pictures_aside=len(others),
             steps=settings.steps,
             prompts=len(self._prompts),
-            tables=self._write(quantizer, k, code_dim, features, known),
+            tables=tables,
             fitted=fitted,
             tuned=tuned,
             questions=len(self._questions),
+            asked=self._said,
             questions_about_known=sum(one.picture.resolve() in trained_on for one in self._questions),
             accuracy_16bit=None if questions is None else questions.accuracy(None, "16 bit"),
             settings=self._made_of,
         )
-        (settings.output / CARD).write_bytes(msgspec.json.format(msgspec.json.encode(trained), indent=1))
+        output.write_card(settings.output, trained)
         if settings.cache is None:
             for file in cache.glob("features-*.f16"):
                 file.unlink()
@@ -210,7 +212,7 @@ class _Run:
             def fill(folder: Path) -> None:
                 state = {name: one.detach().cpu().contiguous() for name, one in training.state().items()}
                 (folder / _STATE).write_bytes(save(state))
-                begun = _Begun(step=step, made_of=self._made_of, fitted=fitted)
+                begun = _Begun(step=step, made_of=self._made_of, asked=self._said, fitted=fitted)
                 (folder / RUN_FILE).write_bytes(msgspec.json.encode(begun))
 
             self._snapshots.save(0, step, fill)
@@ -231,30 +233,6 @@ class _Run:
         if first < training.steps:
             save_snapshot(training.steps)
 
-    def _write(
-        self, quantizer: Quantizer, k: float, code_dim: int, features: FeatureCache, known: Sequence[int]
-    ) -> str:
-        """Writes the quantizer, and tables for its codes; says whether there are tables."""
-        output, levels = self._settings.output, self._settings.levels
-        some = known[: max(1, _TABLE_CODES // (features.tokens * code_dim))]
-        with torch.no_grad():
-            codes = quantizer.encode(features.cut(some).cpu()).numpy()
-        said = f"measured on {len(some)} pictures"
-        file = output / tables_name(levels)
-        try:
-            for old in output.glob("entropy-*-levels.npz"):
-                old.unlink()
-            try:
-                write_tables(file, entropy.Tables.fit(codes, levels, most_entries=MOST_ENTRIES))
-            except InputError as error:
-                said = f"none ({error})"
-            shape = settings_of(code_dim, levels, k)
-            base = self._checkpoint
-            save_fitted(output, self._settings.checkpoint, base, FurtherQuantizer(shape, quantizer))
-        except OSError as error:
-            raise StorageError(f"{output} cannot be written: {error.strerror}") from error
-        return said
-
     def _described(self, paths: Sequence[Path], prompts: Sequence[str]) -> dict[str, Any]:
         """All that the result depends on."""
         names = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths)
@@ -274,30 +252,6 @@ class _Run:
                 "with --fresh, or name another folder with --output"
             )
         return begun
-
-    def _finished(self) -> Trained | None:
-        """What an earlier run of the same command has finished, where it asked the same questions."""
-        card = self._settings.output / CARD
-        if not card.is_file() or not (self._settings.output / CONFIG_FILE).is_file():
-            return None
-        try:
-            trained = msgspec.json.decode(card.read_bytes(), type=Trained)
-        except (OSError, msgspec.MsgspecError):
-            return None
-        same = trained.settings == json.loads(json.dumps(self._made_of))
-        return trained if same and trained.questions == len(self._questions) else None
-
-
-def _check_output(output: Path) -> None:
-    config = output / CONFIG_FILE
-    if config.is_file() and read_json(config).get("model_type") != MODEL_TYPE:
-        raise InputError(
-            f"{output} holds a checkpoint that is no quantizer; name another folder with --output"
-        )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{output} cannot be made: {error.strerror}") from error
 
 
 def _frozen(checkpoint: Checkpoint, device: str) -> Checkpoint:

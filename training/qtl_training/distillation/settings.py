@@ -27,8 +27,7 @@ class DistillSettings:
         code_dim: codes a token; None for the width of the features.
         steps: of fine-tuning; 0 leaves the quantizer as it was fitted.
         batch: pictures a step, each with one prompt.
-        lr: highest learning rate of the projections.
-        k_lr: highest learning rate of k.
+        lr: highest learning rate, relative to the size of what it moves.
         feature_weight: of the features' distance in the loss.
         logit_weight: of the divergence of the next tokens in the loss; 0 leaves the decoder alone.
         answer_tokens: of the model's own answers, at most, that the divergence is taken over.
@@ -53,8 +52,7 @@ class DistillSettings:
     code_dim: int | None = None
     steps: int = STEPS
     batch: int = BATCH
-    lr: float = 1e-3
-    k_lr: float = 1e-2
+    lr: float = 5e-3
     feature_weight: float = 1.0
     logit_weight: float = 1.0
     answer_tokens: int = ANSWER_TOKENS
@@ -73,7 +71,7 @@ class DistillSettings:
             if value < 1:
                 raise InputError(f"{name} is {value}; give 1 or more")
         positive = {"steps": self.steps, "feature_weight": self.feature_weight, "lr": self.lr}
-        for name, number in (positive | {"logit_weight": self.logit_weight, "k_lr": self.k_lr}).items():
+        for name, number in (positive | {"logit_weight": self.logit_weight}).items():
             if number < 0:
                 raise InputError(f"{name} is {number}; it cannot be negative")
         if self.steps and not self.feature_weight and not self.logit_weight:
@@ -87,7 +85,6 @@ class DistillSettings:
             "steps": self.steps,
             "batch": self.batch,
             "lr": self.lr,
-            "k_lr": self.k_lr,
             "feature_weight": self.feature_weight,
             "logit_weight": self.logit_weight,
             "answer_tokens": self.answer_tokens,

@@ -7,11 +7,12 @@ should think likely what it thinks likely after what went in, at each place of i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from qtl_core.nn.quantizer import Quantizer
@@ -50,14 +51,13 @@ class Distilling:
         self._chosen, self._prompts = np.array(chosen), prompts
         self._variance, self._settings = variance, settings
         # In evaluation mode: the statistics that scale are the fit's, and in_proj can move what they scale.
-        quantizer.eval().k.requires_grad_(settings.k_lr > 0)
-        named = list(quantizer.named_parameters())
+        quantizer.eval().k.requires_grad_()
         self._optimizer = ScheduledAdamW(
             Optimizer(lr=settings.lr, weight_decay=0.0),
             settings.steps,
             [
-                ([(name, one) for name, one in named if name != "k"], settings.lr),
-                ([(name, one) for name, one in named if name == "k"], settings.k_lr),
+                ([(name, one)], settings.lr * size)
+                for name, one, size in _sizes(quantizer, math.sqrt(variance))
             ],
         )
 
@@ -107,6 +107,26 @@ class Distilling:
             parts[part][rest] = value if rest.endswith("/step") else value.to(device)
         self._quantizer.load_state_dict(parts["quantizer"])
         self._optimizer.load(parts["optimizer"])
+
+
+def _sizes(quantizer: Quantizer, deviation: float) -> list[tuple[str, nn.Parameter, float]]:
+    """Parameters of a fitted quantizer and how large each is where it counts.
+
+    Features may be a hundredth or ten wide, and so in_proj far from out_proj: AdamW, whose steps are of one
+    size, would wear down the one and hardly move the other.
+    """
+
+    def rms(tensor: Tensor) -> float:
+        return float(tensor.detach().pow(2).mean().sqrt())
+
+    sizes = {
+        "k": rms(quantizer.k),
+        "in_proj.weight": rms(quantizer.in_proj.weight),
+        "in_proj.bias": rms(quantizer.std),
+        "out_proj.weight": rms(quantizer.out_proj.weight),
+        "out_proj.bias": deviation,
+    }
+    return [(name, one, sizes[name]) for name, one in quantizer.named_parameters()]
 
 
 @torch.no_grad()
