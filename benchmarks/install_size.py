@@ -24,8 +24,8 @@ from qtl_core.exits import run
 
 GOAL_MB: Final = 150.0
 DISTRIBUTION: Final = "qtl-edge"
-Packages: TypeAlias = "dict[str, tuple[str, int]]"
-"""Name -> version and bytes."""
+Packages: TypeAlias = "dict[str, tuple[str, int, int]]"
+"""Name -> version, bytes, and how many of these are bytecode."""
 _ROOT: Final = Path(__file__).resolve().parent.parent
 
 # Runs in the environment that is measured: bytes on disk, and of each distribution.
@@ -40,7 +40,8 @@ for top, _, names in os.walk(sys.prefix):
 packages = {}
 for one in metadata.distributions():
     paths = {os.path.realpath(str(one.locate_file(file))) for file in one.files or ()}
-    packages[one.metadata["Name"]] = [one.version, sum(sizes.get(path, 0) for path in paths)]
+    compiled = sum(sizes.get(path, 0) for path in paths if path.endswith(".pyc"))
+    packages[one.metadata["Name"]] = [one.version, sum(sizes.get(path, 0) for path in paths), compiled]
 compiled = sum(size for path, size in sizes.items() if path.endswith(".pyc"))
 print(json.dumps({"bytes": sum(sizes.values()), "compiled": compiled, "packages": packages}))
 """
@@ -63,8 +64,12 @@ def cli(quick: bool, json_file: Path | None) -> None:
         "goal_megabytes": GOAL_MB,
         "over_goal": round(total / 1e6 / GOAL_MB, 3),
         "by_package": {
-            name: {"version": version, "megabytes": round(size / 1e6, 2)}
-            for name, (version, size) in packages.items()
+            name: {
+                "version": version,
+                "megabytes": round(size / 1e6, 2),
+                "bytecode_megabytes": round(bytecode / 1e6, 2),
+            }
+            for name, (version, size, bytecode) in packages.items()
         },
         "versions": {"python": platform.python_version(), "system": platform.system()},
         "machine": platform.machine(),
@@ -89,8 +94,8 @@ def installed_afresh() -> tuple[Packages, int, int]:
         _run(python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *pins, str(wheel))
         full = json.loads(_run(python, "-c", _MEASURE))
     packages = {
-        each: (version, size)
-        for each, (version, size) in sorted(full["packages"].items())
+        each: (version, size, bytecode)
+        for each, (version, size, bytecode) in sorted(full["packages"].items())
         if each not in empty["packages"]
     }
     return packages, full["bytes"] - empty["bytes"], full["compiled"] - empty["compiled"]
@@ -101,7 +106,6 @@ def installed_here() -> tuple[Packages, int, int]:
     from packaging.requirements import Requirement
 
     packages: Packages = {}
-    compiled = 0
     waiting = [DISTRIBUTION]
     while waiting:
         name = waiting.pop()
@@ -109,18 +113,22 @@ def installed_here() -> tuple[Packages, int, int]:
         if found.metadata["Name"] in packages:
             continue
         paths = {Path(str(found.locate_file(file))) for file in found.files or ()}
-        sizes = {path: path.stat().st_size for path in paths if path.exists()}
-        packages[found.metadata["Name"]] = (found.version, sum(sizes.values()))
-        compiled += sum(size for path, size in sizes.items() if path.suffix == ".pyc")
+        files = {path: path.stat().st_size for path in paths if path.exists()}
+        bytecode = sum(size for path, size in files.items() if path.suffix == ".pyc")
+        packages[found.metadata["Name"]] = (found.version, sum(files.values()), bytecode)
         needs = [Requirement(text) for text in found.requires or ()]
         waiting += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
-    return dict(sorted(packages.items())), sum(size for _, size in packages.values()), compiled
+    _, sizes, bytecodes = zip(*packages.values(), strict=True)
+    return dict(sorted(packages.items())), sum(sizes), sum(bytecodes)
 
 
 def table(result: dict[str, Any]) -> str:
     """A line for each package, the largest first, and the sum."""
     rows = sorted(result["by_package"].items(), key=lambda row: -row[1]["megabytes"])
-    lines = [f"{row['megabytes']:>8.1f} MB  {name} {row['version']}" for name, row in rows]
+    lines = [
+        f"{row['megabytes']:>8.1f} MB  {name} {row['version']} (bytecode {row['bytecode_megabytes']:.1f})"
+        for name, row in rows
+    ]
     lines.append(
         f"{result['megabytes']:>8.1f} MB  in {result['packages']} packages, {result['measured']}; "
         f"{result['megabytes_without_bytecode']:.1f} MB without bytecode (goal: at most "
