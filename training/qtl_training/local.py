@@ -17,9 +17,10 @@ from tqdm import tqdm
 from qtl_core import shipped
 from qtl_core.nn.checkpoint import Checkpoint, QuantizerSettings, load_checkpoint
 from qtl_training.build import build_checkpoint
-from qtl_training.recipe import Recipe, Stage, TowerStage
+from qtl_training.recipe import Recipe, SplitStage, Stage, TowerStage
 from qtl_training.run_folder import RunFolder, write
 from qtl_training.stages.language import LanguageTraining
+from qtl_training.stages.split import SplitTraining
 from qtl_training.stages.tower import TowerTraining
 
 
@@ -116,6 +117,8 @@ def _stage(checkpoint: Checkpoint, stage: Stage, seed: int, *, resumed: bool, pr
     torch.manual_seed(seed)
     if isinstance(stage, TowerStage):
         return TowerTraining(checkpoint.model, stage, seed)
+    if isinstance(stage, SplitStage):
+        return SplitTraining(checkpoint, stage, seed, progress=progress)
     return LanguageTraining(checkpoint, stage, seed, resumed=resumed, progress=progress)
 
 
