@@ -134,9 +134,7 @@ def cli(
     )
     rates = RATES[:1] if quick else RATES
     grid_steps = grid_steps or conditions.steps
-    study = Study(
-        frame, grid_steps, variants, rates, seed_list, rival_seeds or len(seed_list), jobs, threads
-    )
+    study = Study(frame, grid_steps, variants, rates, seed_list, rival_seeds or len(seed_list), jobs, threads)
     validation, test = study.run()
     rows = collected(study.variants, validation, test)
     result: dict[str, Any] = {

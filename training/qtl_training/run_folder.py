@@ -88,9 +88,29 @@ class RunFolder:
             RecipeError: if it was trained with other settings than the recipe's.
         """
         found = self._snapshots()
+        return self._read(found[-1]) if found else None
+
+    def points(self) -> list[tuple[int, int]]:
+        """Stage and next step of every snapshot, oldest first."""
+        parts = (folder.name.split("-") for folder in self._snapshots())
+        return [(int(stage), int(step)) for stage, step in parts]
+
+    def back_to(self, stage: int, step: int) -> Snapshot:
+        """The snapshot of that moment; those after it are dropped.
+
+        Raises:
+            RecipeError: as ``newest``; or there is none of that moment.
+        """
+        name = _name(stage, step)
+        found = [folder for folder in self._snapshots() if folder.name == name]
         if not found:
-            return None
-        folder = found[-1]
+            raise RecipeError(f"run folder {self.path} has no snapshot of stage {stage}, step {step}")
+        for folder in self._snapshots():
+            if folder.name > name:
+                shutil.rmtree(folder)
+        return self._read(found[0])
+
+    def _read(self, folder: Path) -> Snapshot:
         progress = msgspec.json.decode((folder / "run.json").read_bytes(), type=_Progress)
         ours = self._progress(progress.stage, progress.step)
         begun = progress.stage + (progress.step > 0)
@@ -114,7 +134,7 @@ class RunFolder:
         Raises:
             StorageError: if the disk is full or the folder cannot be written; older snapshots stay.
         """
-        name = f"{stage:06d}-{step:07d}"
+        name = _name(stage, step)
         fresh, place = self.path / f".{name}.part", self.path / name
         try:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -143,6 +163,10 @@ class RunFolder:
 
     def _snapshots(self) -> list[Path]:
         return sorted(path.parent for path in self.path.glob("[0-9]*-[0-9]*/run.json"))
+
+
+def _name(stage: int, step: int) -> str:
+    return f"{stage:06d}-{step:07d}"
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
