@@ -58,15 +58,18 @@ class TrainingServer:
             StorageError: a snapshot cannot be written; the older ones stay.
         """
         try:
-            while not self._stopped and not (self._serving.finished and not self._route):
+            while self._needed():
                 self._listener.wait(_TICK_S)
-                while not self._stopped and (received := self._listener.receive()) is not None:
+                while self._needed() and (received := self._listener.receive()) is not None:
                     # Before it is handled: descriptors are reused.
                     self._notice_departures()
                     self._hear(received)
                 self._notice_departures()
         finally:
             self._listener.close(linger_s=1.0)
+
+    def _needed(self) -> bool:
+        return not self._stopped and not (self._serving.finished and not self._route)
 
     def _hear(self, received: Received) -> None:
         self.bytes_up += wire_size(received.frames, self._listener.encrypted)
