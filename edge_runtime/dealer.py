@@ -44,6 +44,7 @@ class Dealer:
         endpoint: the server's address, checked.
         keys: this client's CURVE pair; None for plaintext.
         server_key: the server's public key, with ``keys``.
+        max_payload: bytes of the largest payload the server may send.
 
     Raises:
         ServerUnavailable: an address that ZeroMQ cannot connect to.
@@ -51,7 +52,12 @@ class Dealer:
     """
 
     def __init__(
-        self, endpoint: str, *, keys: KeyPair | None = None, server_key: bytes | None = None
+        self,
+        endpoint: str,
+        *,
+        keys: KeyPair | None = None,
+        server_key: bytes | None = None,
+        max_payload: int = 0,
     ) -> None:
         self.endpoint = endpoint
         self.encrypted = keys is not None
@@ -63,7 +69,7 @@ class Dealer:
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[Any] | None = None
         try:
-            self._socket = dealer(self._context, keys=keys, server_key=server_key)
+            self._socket = dealer(self._context, keys=keys, server_key=server_key, max_payload=max_payload)
             self._monitor = self._socket.get_monitor_socket(_WATCHED)
             self._poller = zmq.Poller()
             self._poller.register(self._socket, zmq.POLLIN)

@@ -121,11 +121,18 @@ class Session:
             HandshakeRefused: and it will not come back.
             MalformedMessage: bytes that are no message.
         """
+        heard = self.hear(deadline)
+        return None if heard is None else heard[0]
+
+    def hear(
+        self, deadline: float, limits: m.Limits | None = None
+    ) -> tuple[m.Message, dict[str, bytes]] | None:
+        """As ``wait``, with the payloads by name, of which there are none without ``limits``."""
         while (left := deadline - self.clock()) > 0:
             event = self._transport.receive(left)
             if isinstance(event, Received):
                 self._account.down += wire.wire_size(event.frames, self._transport.encrypted)
-                return wire.split(event.frames)[0]
+                return wire.split(event.frames, limits)
             if event is not None:
                 self._note(event)
                 if isinstance(event, Down):

@@ -35,6 +35,8 @@ CAN_PAD: Final = "pad"
 CAN_TILE: Final = "tiles"
 """Capability: pictures are cut into tiles as the manifest says, and an ASK tells the picture's size."""
 CAPABILITIES: Final = (CAN_RANS, CAN_PAD, CAN_TILE)
+CAN_TRAIN: Final = "train"
+"""Capability of a training run: messages from BEGIN on. Servers that answer questions do not have it."""
 
 REJECT_REASONS: Final = ("protocol", "fingerprint", "codec", "text", "auth", "full")
 ERROR_CODES: Final = (
@@ -48,6 +50,8 @@ ERROR_CODES: Final = (
     "closing",
     "cancelled",
     "duplicate",
+    "order",
+    "diverged",
 )
 
 MAX_FRAMES: Final = 8
@@ -97,7 +101,8 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
     """One payload that follows the header, in the same order: a frame, or a part of one in a padded ASK.
 
     Attributes:
-        name: "v" vision codes, "q" question codes, "pad" nothing; that one comes last.
+        name: "v" vision codes, "q" question codes, "pad" nothing; that one comes last. In training also
+            "t" texts, "g" gradients, "w" weights.
         size: bytes of the frame.
         crc: CRC-32 of the frame (the one of zlib, gzip and PNG).
         count: tokens in it; 0 means as many as the manifest says (for each tile).
@@ -243,9 +248,121 @@ class Bye(msgspec.Struct, frozen=True, array_like=True, tag=11):
     """Either side: the session ends; nothing is answered after it."""
 
 
+class Point(msgspec.Struct, frozen=True, array_like=True):
+    """A moment of a training run.
+
+    Attributes:
+        stage: index of the stage, from 0.
+        step: its next step, from 0.
+    """
+
+    stage: Small
+    step: Count
+
+
+class Begin(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Client to training server: go on from the newest of these moments that you hold too.
+
+    Attributes:
+        id: the request.
+        holds: moments of which the client has a snapshot, oldest first.
+    """
+
+    id: RequestId
+    holds: Annotated[tuple[Point, ...], Meta(max_length=16)]
+
+
+class Start(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """Training server to client: both go on from here; whatever came after is forgotten."""
+
+    id: RequestId
+    point: Point
+
+
+class Micro(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """Client to training server: a micro-batch. Frames: "v" what crosses the cut, "t" its texts.
+
+    Attributes:
+        id: the request.
+        frames: the payload frames, in order.
+        step: of the stage.
+        micro: its number in the step, from 0.
+        levels: L of the codes; 0 for float16 features.
+    """
+
+    id: RequestId
+    frames: Annotated[tuple[Frame, ...], Meta(max_length=MAX_FRAMES)]
+    step: Count
+    micro: Small
+    levels: Small
+
+
+class Grads(msgspec.Struct, frozen=True, array_like=True, tag=15):
+    """Training server to client: what a micro-batch came to. Frame: "g" the gradient of what crossed.
+
+    Attributes:
+        id: the request.
+        frames: the payload frames, in order.
+        loss: sum of the answer tokens' cross-entropies, in nats.
+        tokens: answer tokens, ends included.
+        right: turns whose every answer token was the likeliest.
+        turns: questions in it.
+    """
+
+    id: RequestId
+    frames: Annotated[tuple[Frame, ...], Meta(max_length=MAX_FRAMES)]
+    loss: float
+    tokens: Count
+    right: Count
+    turns: Count
+
+
+class Norm(msgspec.Struct, frozen=True, array_like=True, tag=16):
+    """Client to training server: all gradients of a step are in; take it, clipped over both partitions.
+
+    Attributes:
+        id: the request.
+        step: of the stage.
+        squared: squared norm of the client partition's gradients.
+    """
+
+    id: RequestId
+    step: Count
+    squared: float
+
+
+class Total(msgspec.Struct, frozen=True, array_like=True, tag=17):
+    """Training server to client: the step is taken here; take it there.
+
+    Attributes:
+        id: the request.
+        squared: squared norm of both partitions' gradients.
+        save: the server has a snapshot from after this step; make one too.
+    """
+
+    id: RequestId
+    squared: float
+    save: bool
+
+
+class Weights(msgspec.Struct, frozen=True, array_like=True, tag=18):
+    """Client to training server: the trained client partition. Frame: "w" its tensors as safetensors."""
+
+    id: RequestId
+    frames: Annotated[tuple[Frame, ...], Meta(max_length=MAX_FRAMES)]
+
+
+class Taken(msgspec.Struct, frozen=True, array_like=True, tag=19):
+    """Training server to client: the finished checkpoint is written."""
+
+    id: RequestId
+
+
 Message: TypeAlias = (
     Hello | Welcome | Reject | Ask | Token | Answer | Error | Busy | Ping | Pong | Bye
-)  # the one union a header is decoded into
+    | Begin | Start | Micro | Grads | Norm | Total | Weights | Taken
+)  # fmt: skip
+# The one union a header is decoded into.
 
 KINDS: Final[tuple[type[msgspec.Struct], ...]] = (
     Hello,
@@ -259,6 +376,14 @@ KINDS: Final[tuple[type[msgspec.Struct], ...]] = (
     Ping,
     Pong,
     Bye,
+    Begin,
+    Start,
+    Micro,
+    Grads,
+    Norm,
+    Total,
+    Weights,
+    Taken,
 )
 """Every message type, by tag: ``KINDS[tag - 1]``."""
 

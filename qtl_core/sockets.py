@@ -98,12 +98,17 @@ def is_loopback(endpoint: str) -> bool:
 
 
 def dealer(
-    context: zmq.Context[zmq.Socket[bytes]], *, keys: KeyPair | None = None, server_key: bytes | None = None
+    context: zmq.Context[zmq.Socket[bytes]],
+    *,
+    keys: KeyPair | None = None,
+    server_key: bytes | None = None,
+    max_payload: int = 0,
 ) -> zmq.Socket[bytes]:
     """The client's socket, not yet connected.
 
     Args:
         context: the caller's context.
+        max_payload: bytes of the largest payload a server may send; only training servers send any.
         keys: the client's CURVE key pair; None for plaintext.
         server_key: the server's public key, 40 Z85 characters; needed with ``keys``.
 
@@ -121,8 +126,8 @@ def dealer(
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-        # What a server sends is headers only; anything longer is no server of ours.
-        socket.setsockopt(zmq.MAXMSGSIZE, HEADER_CAP + CURVE_OVERHEAD)
+        # What a server sends otherwise is headers only; anything longer is no server of ours.
+        socket.setsockopt(zmq.MAXMSGSIZE, max(max_payload, HEADER_CAP) + CURVE_OVERHEAD)
         if keys is not None and server_key is not None:
             socket.curve_publickey = keys.public
             socket.curve_secretkey = keys.secret

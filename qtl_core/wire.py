@@ -23,8 +23,11 @@ from .messages import (
     MAX_FRAMES,
     Ask,
     Frame,
+    Grads,
     Limits,
     Message,
+    Micro,
+    Weights,
     decode_header,
     encode_header,
     kind,
@@ -210,7 +213,7 @@ def _missing(length: Callable[[int], int], multiple: int, most: int) -> int:
 
 
 def _announced(message: Message) -> tuple[Frame, ...]:
-    return message.frames if isinstance(message, Ask) else ()
+    return message.frames if isinstance(message, Ask | Micro | Grads | Weights) else ()
 
 
 def _is_joined(announced: Sequence[Frame], about: int = 0) -> bool:

@@ -119,7 +119,7 @@ def test_deep_nesting(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("data", "text", "about"),
     [
-        (_raw(12, 5), "unknown message tag 12", 0),
+        (_raw(12, 5), "unknown message tag 20", 0),
         (_raw(0), "unknown message tag 0", 0),
         (_raw(-1), "unknown message tag -1", 0),
         (_raw("HELLO"), "no message header", 0),

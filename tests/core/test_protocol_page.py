@@ -21,7 +21,7 @@ import zmq
 
 from qtl_core import codes, entropy, messages, sockets, wire
 from qtl_core.entropy_tables import Tables
-from qtl_core.messages import Answer, Ask, Bye, Frame, Hello, Limits, Token, Welcome
+from qtl_core.messages import Answer, Ask, Bye, Frame, Hello, Limits, Point, Token, Welcome
 from qtl_core.range_coder import TOTAL
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
@@ -59,6 +59,8 @@ def _type(kind: Any) -> str:
         return "text" + _length(kind, "characters")
     if isinstance(kind, inspect.BytesType):
         return "bytes" + _length(kind, "bytes")
+    if isinstance(kind, inspect.FloatType):
+        return "float"
     if isinstance(kind, inspect.BoolType):
         return "boolean"
     if isinstance(kind, inspect.StructType):
@@ -85,7 +87,7 @@ def _tables(page: str) -> dict[str, tuple[str, list[list[str]]]]:
     return found
 
 
-@pytest.mark.parametrize("kind", [*messages.KINDS, Limits, Frame], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*messages.KINDS, Limits, Frame, Point], ids=lambda kind: kind.__name__)
 def test_every_field(page: str, kind: type[msgspec.Struct]) -> None:
     info = msgspec.inspect.type_info(kind)
     assert isinstance(info, msgspec.inspect.StructType)
@@ -100,7 +102,7 @@ def test_every_field(page: str, kind: type[msgspec.Struct]) -> None:
 
 
 def test_no_table_of_something_that_does_not_exist(page: str) -> None:
-    kinds: tuple[type[msgspec.Struct], ...] = (*messages.KINDS, Limits, Frame)
+    kinds: tuple[type[msgspec.Struct], ...] = (*messages.KINDS, Limits, Frame, Point)
     assert set(_tables(page)) == {kind.__name__.upper() for kind in kinds}
 
 
@@ -123,7 +125,7 @@ def test_numbers(page: str) -> None:
     assert f"1 to {wire.MAX_MULTIPLE}" in page
     assert f"min(T, (T R div 2048) div {entropy.LANE_BYTES}, {entropy.MAX_LANES})" in page
     assert f"If m < {entropy.MIN_LANES}" in page
-    for name in messages.CAPABILITIES:
+    for name in (*messages.CAPABILITIES, messages.CAN_TRAIN):
         assert f"`{name}`" in page
 
 

@@ -14,9 +14,10 @@ import torch
 from qtl_core import shipped
 from qtl_core.nn.checkpoint import Checkpoint, QuantizerSettings, load_checkpoint
 from qtl_training.build import build_checkpoint
-from qtl_training.recipe import Recipe, Stage, TowerStage
-from qtl_training.run_folder import RunFolder, write
+from qtl_training.recipe import Recipe, SplitStage, Stage, TowerStage
+from qtl_training.run_folder import RunFolder, Snapshot, write
 from qtl_training.stages.language import LanguageTraining
+from qtl_training.stages.split import SplitTraining
 from qtl_training.stages.tower import TowerTraining
 from qtl_training.stepping import Training, run_steps
 
@@ -49,15 +50,10 @@ def train(
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     run = RunFolder(folder, recipe)
-    snapshot = run.newest()
-    if snapshot is None:
-        run.save(_start(recipe, folder), 0, 0, {})
-        snapshot = run.newest()
-    if snapshot is None:
-        raise RuntimeError(f"the snapshot just written to {folder} is gone")
+    snapshot = begun(run, recipe)
     checkpoint, first_step, state = snapshot.checkpoint, snapshot.step, snapshot.state
     for number in range(snapshot.stage, len(recipe.stages)):
-        seed = recipe.seed * 101 + number
+        seed = stage_seed(recipe, number)
         stage = _stage(checkpoint, recipe.stages[number], seed, resumed=first_step > 0, progress=progress)
         if first_step > 0:
             stage.load(state)
@@ -68,6 +64,28 @@ def train(
     shutil.rmtree(run.finished, ignore_errors=True)
     write(run.finished, checkpoint)
     return run.finished
+
+
+def begun(run: RunFolder, recipe: Recipe) -> Snapshot:
+    """Where a run stands; a new one gets a snapshot of what it starts from.
+
+    Raises:
+        RecipeError: if the folder was begun with other settings.
+        CheckpointError: if the checkpoint to start from cannot be read.
+        StorageError: if the folder cannot be written.
+    """
+    snapshot = run.newest()
+    if snapshot is None:
+        run.save(_start(recipe, run.path), 0, 0, {})
+        snapshot = run.newest()
+    if snapshot is None:
+        raise RuntimeError(f"the snapshot just written to {run.path} is gone")
+    return snapshot
+
+
+def stage_seed(recipe: Recipe, number: int) -> int:
+    """The seed of a recipe's stage."""
+    return recipe.seed * 101 + number
 
 
 def _run_stage(
@@ -99,6 +117,8 @@ def _stage(checkpoint: Checkpoint, stage: Stage, seed: int, *, resumed: bool, pr
     torch.manual_seed(seed)
     if isinstance(stage, TowerStage):
         return TowerTraining(checkpoint.model, stage, seed)
+    if isinstance(stage, SplitStage):
+        return SplitTraining(checkpoint, stage, seed, progress=progress)
     return LanguageTraining(checkpoint, stage, seed, resumed=resumed, progress=progress)
 
 

@@ -162,6 +162,12 @@ def embed(
     return embeddings.masked_scatter(pictured, decoder.place(features).to(embeddings.dtype)), loss
 
 
+def turns_right(packed: Packed, scores: Tensor, target: Tensor) -> Tensor:
+    """Whether every answer token of each turn is the likeliest, bool [turns]."""
+    wrong = (scores.argmax(-1) != target).long()
+    return torch.zeros(len(packed.ends), dtype=torch.int64).index_add(0, packed.turn_of_target, wrong) == 0
+
+
 def _runs(packed: Packed, asked: Tensor) -> list[int]:
     """Lengths of the runs of question tokens, in order."""
     begins = asked & ~torch.nn.functional.pad(asked, (1, 0))[:, :-1]

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from qtl_core.errors import RecipeError
+from qtl_core.gradients import GRAD_BITS
 from qtl_core.nn.checkpoint import QuantizerSettings
 from qtl_training.digits.questions import TYPES
 
@@ -141,7 +142,51 @@ class LanguageStage(
     k_lr: float = 1e-2
 
 
-Stage = TowerStage | LanguageStage
+class SplitStage(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="split"
+):
+    """Both partitions across the cut: what crosses is codes one way and gradients the other.
+
+    The same in one process (``qtl-train local``) and in two: a step is ``micro_batches`` micro-batches, whose
+    gradients are summed over all answer tokens of the step, one clipping over both partitions, and one
+    optimizer step on each side.
+
+    Attributes:
+        steps: optimizer steps.
+        stop: ends the stage after so many steps, before the rate has come down; 0: all of them.
+        scenes: how many pictures have their tower features cached.
+        micro_batches: in one optimizer step.
+        pictures: in one micro-batch.
+        questions: questions about each of them.
+        loose: share of questions that begin with a capital letter, or lack the question mark.
+        levels: level counts to draw from, one a step; 0 sends half-precision features.
+        weights: how often each is drawn; empty: equally often.
+        grad_bits: bits of a value of the gradients that come back: 32 (exact), 16, 8, 4 or 2.
+        train: which parts learn: "connector", "decoder", "vision_quantizer".
+        optimizer: for connector and decoder.
+        quantizer_lr: highest learning rate of the quantizer.
+        in_proj_lr: highest learning rate of its ``in_proj``; none given: ``quantizer_lr``.
+        k_lr: highest learning rate of k.
+    """
+
+    steps: int
+    stop: int = 0
+    scenes: int
+    micro_batches: int = 2
+    pictures: int = 16
+    questions: int = 10
+    loose: float = 0.0
+    levels: tuple[int, ...] = (4,)
+    weights: tuple[float, ...] = ()
+    grad_bits: int = 32
+    train: tuple[str, ...] = ("connector", "vision_quantizer")
+    optimizer: Optimizer
+    quantizer_lr: float = 1e-3
+    in_proj_lr: float | None = None
+    k_lr: float = 1e-2
+
+
+Stage = TowerStage | LanguageStage | SplitStage
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -169,6 +214,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_every: int = 50
 
 
+_SPLIT_PARTS = {"connector", "decoder", "vision_quantizer"}
 _PARTS = {"connector", "decoder", "vision_quantizer", "language_quantizer"}
 
 
@@ -208,23 +254,46 @@ def _check(recipe: Recipe, file: Path) -> None:
             if stage.part not in ("stem", "tower"):
                 raise RecipeError(f'{where}: part {stage.part!r} is neither "stem" nor "tower"')
             continue
-        if stage.rate_weight < 0:
-            raise RecipeError(f"{where}: rate_weight is {stage.rate_weight}, it cannot be negative")
-        if stage.beside and "connector" in stage.train:
-            raise RecipeError(f"{where}: what is `beside` was fitted to the connector, so it cannot learn")
-        unknown = set(stage.train) - _PARTS
+        if isinstance(stage, SplitStage):
+            _check_split(stage, where)
+        else:
+            _check_language(stage, where)
+        parts = _PARTS if isinstance(stage, LanguageStage) else _SPLIT_PARTS
+        unknown = set(stage.train) - parts
         if unknown:
             raise RecipeError(
-                f"{where}: cannot train {', '.join(sorted(unknown))}; there are {', '.join(sorted(_PARTS))}"
+                f"{where}: cannot train {', '.join(sorted(unknown))}; there are {', '.join(sorted(parts))}"
             )
-        for kind in stage.focus:
-            if kind not in TYPES:
-                raise RecipeError(f"{where}: {kind!r} is no question type; there are {', '.join(TYPES)}")
         if stage.weights and len(stage.weights) != len(stage.levels):
             raise RecipeError(f"{where}: {len(stage.weights)} weights for {len(stage.levels)} levels")
         for levels in stage.levels:
             if levels != 0 and not 2 <= levels <= 256:
                 raise RecipeError(f"{where}: levels {levels} is not 0 (unquantized) or between 2 and 256")
+
+
+def _check_language(stage: LanguageStage, where: str) -> None:
+    if stage.rate_weight < 0:
+        raise RecipeError(f"{where}: rate_weight is {stage.rate_weight}, it cannot be negative")
+    if stage.beside and "connector" in stage.train:
+        raise RecipeError(f"{where}: what is `beside` was fitted to the connector, so it cannot learn")
+    for kind in stage.focus:
+        if kind not in TYPES:
+            raise RecipeError(f"{where}: {kind!r} is no question type; there are {', '.join(TYPES)}")
+
+
+def _check_split(stage: SplitStage, where: str) -> None:
+    if stage.grad_bits not in GRAD_BITS:
+        known = ", ".join(map(str, GRAD_BITS))
+        raise RecipeError(f"{where}: grad_bits is {stage.grad_bits}, it must be one of {known}")
+    if not stage.levels:
+        raise RecipeError(f"{where}: levels is empty; name level counts, or 0 for features")
+    if stage.micro_batches < 1 or stage.pictures < 1 or stage.questions < 1:
+        raise RecipeError(f"{where}: micro_batches, pictures and questions must each be at least 1")
+    if stage.micro_batches * stage.pictures > stage.scenes:
+        raise RecipeError(
+            f"{where}: a step takes {stage.micro_batches * stage.pictures} pictures, and there are "
+            f"{stage.scenes} scenes; raise `scenes`"
+        )
 
 
 def override(recipe: Recipe, *, start: str | None = None, seed: int | None = None) -> Recipe:

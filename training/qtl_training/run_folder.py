@@ -79,8 +79,24 @@ class RunFolder:
             RecipeError: if it was trained with other settings than the recipe's.
         """
         folder = self._snapshots.newest()
+        return None if folder is None else self._read(folder)
+
+    def points(self) -> list[tuple[int, int]]:
+        """Stage and next step of every snapshot, oldest first."""
+        return self._snapshots.points()
+
+    def back_to(self, stage: int, step: int) -> Snapshot:
+        """The snapshot of that moment; those after it are dropped.
+
+        Raises:
+            RecipeError: as ``newest``; or there is none of that moment.
+        """
+        folder = self._snapshots.back_to(stage, step)
         if folder is None:
-            return None
+            raise RecipeError(f"run folder {self.path} has no snapshot of stage {stage}, step {step}")
+        return self._read(folder)
+
+    def _read(self, folder: Path) -> Snapshot:
         progress = msgspec.json.decode((folder / RUN_FILE).read_bytes(), type=_Progress)
         ours = self._progress(progress.stage, progress.step)
         begun = progress.stage + (progress.step > 0)

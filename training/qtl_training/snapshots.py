@@ -41,6 +41,21 @@ class Snapshots:
         found = self._all()
         return found[-1] if found else None
 
+    def points(self) -> list[tuple[int, int]]:
+        """Stage and next step of every snapshot, oldest first."""
+        parts = (folder.name.split("-") for folder in self._all())
+        return [(int(stage), int(step)) for stage, step in parts]
+
+    def back_to(self, stage: int, step: int) -> Path | None:
+        """The snapshot of that moment, after which those behind it are gone; None if there is none."""
+        name, found = _name(stage, step), self._all()
+        if name not in [folder.name for folder in found]:
+            return None
+        for folder in found:
+            if folder.name > name:
+                shutil.rmtree(folder)
+        return self.path / name
+
     def save(self, stage: int, step: int, fill: Callable[[Path], None]) -> None:
         """Writes a snapshot, then drops all but the two newest.
 
@@ -52,7 +67,7 @@ class Snapshots:
         Raises:
             StorageError: if the disk is full or the folder cannot be written; older snapshots stay.
         """
-        name = f"{stage:06d}-{step:07d}"
+        name = _name(stage, step)
         fresh, place = self.path / f".{name}.part", self.path / name
         try:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -73,3 +88,7 @@ class Snapshots:
 
     def _all(self) -> list[Path]:
         return sorted(path.parent for path in self.path.glob(f"[0-9]*-[0-9]*/{RUN_FILE}"))
+
+
+def _name(stage: int, step: int) -> str:
+    return f"{stage:06d}-{step:07d}"

@@ -13,6 +13,8 @@ from qtl_core.exits import run
 from qtl_training.distillation.cli import quantizer as quantizer_command
 from qtl_training.extras import need_train
 from qtl_training.levels.cli import levels as levels_command
+from qtl_training.split.cli import client as client_command
+from qtl_training.split.cli import serve as serve_command
 from qtl_training.tables_cli import tables as tables_command
 
 _EXAMPLES = """\
@@ -55,6 +57,8 @@ def cli() -> None:
 cli.add_command(levels_command)
 cli.add_command(quantizer_command)
 cli.add_command(tables_command)
+cli.add_command(serve_command)
+cli.add_command(client_command)
 
 
 @cli.command(epilog=_LOCAL_EXAMPLE)

@@ -16,13 +16,15 @@ from qtl_core.errors import RecipeError
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.nn.quantizer import Quantizer
 from qtl_training.digits import questions as q
-from qtl_training.digits.scenes import Scenes, sample
+from qtl_training.digits.scenes import sample
 from qtl_training.features import Features, tower_features
-from qtl_training.packing import Packed, Turn, Vocabulary, embed, pack
+from qtl_training.packing import Turn, Vocabulary, embed, pack, turns_right
 from qtl_training.recipe import LanguageStage
 from qtl_training.stages.alignment import Alignment
+from qtl_training.stages.asking import ask, level_count, typed
 from qtl_training.stages.independence import independent
-from qtl_training.stages.optimizing import Group, ScheduledAdamW
+from qtl_training.stages.optimizing import ScheduledAdamW
+from qtl_training.stages.parts import groups
 
 _FIT_PICTURES = 3072
 _MEMORY = 0.97  # of the running accuracy of each question type, per step
@@ -70,7 +72,7 @@ class LanguageTraining:
             self._prepare()
         self._accuracy = torch.zeros(len(q.TYPES))
         self._passed = torch.zeros(len(q.TYPES), dtype=torch.bool)
-        self._optimizer = ScheduledAdamW(stage.optimizer, stage.steps, self._groups())
+        self._optimizer = ScheduledAdamW(stage.optimizer, stage.steps, groups(model, stage))
 
     def run_step(self, step: int) -> dict[str, float]:
         """Trains on ``scenes_a_step`` scenes with ``questions`` questions each."""
@@ -104,7 +106,7 @@ class LanguageTraining:
             digits, colours = self._scenes.digits[chosen], self._scenes.colours[chosen]
             loss = loss + stage.align * self._alignment.loss(features, digits, colours, model.decoder)
         self._optimizer.step(answer_loss + loss + text_loss, step)
-        right = _right(packed, scores, target)
+        right = turns_right(packed, scores, target)
         self._remember([question for questions in asked for question in questions], right)
         return {
             "loss": answer_loss.item(),
@@ -128,33 +130,6 @@ class LanguageTraining:
         self._optimizer.load(
             {k.removeprefix("optimizer."): v for k, v in state.items() if k.startswith("optimizer.")}
         )
-
-    def _groups(self) -> list[Group]:
-        model, stage = self._model, self._stage
-        parts = {
-            "connector": model.vision.connector,
-            "decoder": model.decoder,
-            "vision_quantizer": model.vision_quantizer,
-            "language_quantizer": model.language_quantizer,
-        }
-        if "tower" in stage.train:
-            parts["tower"] = model.vision.tower
-        groups: list[Group] = []
-        for name, module in parts.items():
-            named = list(module.named_parameters(prefix=name))
-            for _, parameter in named:
-                parameter.requires_grad_(name in stage.train)
-            if name not in stage.train:
-                continue
-            if not name.endswith("quantizer"):
-                groups.append((named, stage.optimizer.lr))
-                continue
-            in_proj_lr = stage.quantizer_lr if stage.in_proj_lr is None else stage.in_proj_lr
-            rates = {".k": stage.k_lr, ".in_proj.weight": in_proj_lr, ".in_proj.bias": in_proj_lr}
-            for name, parameter in named:
-                lr = next((lr for end, lr in rates.items() if name.endswith(end)), stage.quantizer_lr)
-                groups.append(([(name, parameter)], lr))
-        return groups
 
     @torch.no_grad()
     def _prepare(self) -> None:
@@ -188,18 +163,13 @@ class LanguageTraining:
         stage = self._stage
         if not stage.levels:
             return None
-        weights = np.array(stage.weights or [1.0] * len(stage.levels))
-        levels = int(rng.choice(stage.levels, p=weights / weights.sum()))
+        levels = level_count(stage.levels, stage.weights, rng)
         if levels == 256 and stage.dense:
             levels = round(math.exp(rng.uniform(math.log(2), math.log(256))))
         return levels or None
 
     def _turn(self, question: q.Question, rng: np.random.Generator) -> Turn:
-        text = question.text
-        if rng.random() < self._stage.loose:
-            change = int(rng.integers(3))
-            text = text.capitalize() if change else text
-            text = text.removesuffix("?") if change != 1 else text
+        text = typed(question.text, self._stage.loose, rng)
         return Turn(
             self._vocabulary.ids(text), (*self._vocabulary.ids(question.answer), self._vocabulary.end)
         )
@@ -231,31 +201,3 @@ def _further(checkpoint: Checkpoint, name: str) -> Quantizer:
             f"`beside` names the quantizer {name!r}, and {checkpoint.path} has {known}; see qtl-train publish"
         )
     return checkpoint.further[name].module.eval().requires_grad_(False)
-
-
-def ask(
-    scenes: Scenes,
-    chosen: Sequence[int],
-    each: int,
-    weights: np.ndarray[tuple[int], np.dtype[np.float64]],
-    rng: np.random.Generator,
-) -> list[list[q.Question]]:
-    """Asks ``each`` questions about every chosen scene, types drawn by weight, answers balanced."""
-    asker = q.Asker(rng)
-    asked: list[list[q.Question]] = []
-    for scene in chosen:
-        about: list[q.Question] = []
-        kinds = iter(rng.choice(len(q.TYPES), 6 * each, p=weights).tolist())
-        while len(about) < each:
-            kind = q.TYPES[next(kinds, 0)]  # the first type can be asked about every scene
-            question = asker.ask(int(scene), kind, scenes.digits[scene], scenes.colours[scene])
-            if question is not None:
-                about.append(question)
-        asked.append(about)
-    return asked
-
-
-def _right(packed: Packed, scores: Tensor, target: Tensor) -> Tensor:
-    """Whether every answer token of each turn is the likeliest, bool [turns]."""
-    wrong = (scores.argmax(-1) != target).long()
-    return torch.zeros(len(packed.ends), dtype=torch.int64).index_add(0, packed.turn_of_target, wrong) == 0

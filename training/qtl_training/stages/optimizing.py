@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from qtl_training.recipe import Optimizer
 
+_CLIP_FLOOR = 1e-6  # torch.nn.utils.clip_grad_norm_'s
+
 Group = tuple[Sequence[tuple[str, nn.Parameter]], float]
 
 
@@ -46,6 +48,40 @@ class ScheduledAdamW:
         nn.utils.clip_grad_norm_([parameter for _, parameter in self._named], self._settings.clip)
         self._adamw.step()
         return share
+
+    def squared_norm(self) -> float:
+        """Squared global norm of the gradients: one of the summands that clipping across a cut needs."""
+        return sum(
+            float(parameter.grad.double().square().sum())
+            for _, parameter in self._named
+            if parameter.grad is not None
+        )
+
+    def apply(self, step: int, squared_norm: float) -> float:
+        """Takes step number ``step`` with the gradients that are there, and clears them.
+
+        Args:
+            step: from 0.
+            squared_norm: of all gradients, those of other partitions too; clipping goes by it.
+
+        Returns:
+            The step's share of the highest rate.
+        """
+        share = schedule(self._settings, step, self._steps)
+        factor = min(1.0, self._settings.clip / (math.sqrt(squared_norm) + _CLIP_FLOOR))
+        for group in self._adamw.param_groups:
+            group["lr"] = group["highest"] * share
+        for _, parameter in self._named:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        return share
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained, in a fixed order."""
+        return [parameter for _, parameter in self._named]
 
     def state(self) -> dict[str, Tensor]:
         """Moments and step counts, named after their parameters."""

@@ -1,0 +1,133 @@
+"""The two processes of a training run, from settings to result."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from edge_runtime.config import EdgeConfig
+from qtl_core.errors import StorageError
+from qtl_core.keys import load_public, load_secret
+from qtl_training.recipe import Recipe
+from qtl_training.split.agreement import fingerprint
+from qtl_training.split.client import Link, TrainingClient
+from qtl_training.split.server import TrainingServer, summary
+from qtl_training.split.serving import Serving
+from server_runtime.config import ServerConfig
+from server_runtime.listener import Listener
+
+
+def serve_run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    bind: str,
+    keys: Path | None,
+    insecure: bool,
+    fresh: bool,
+    ready_file: Path | None,
+    say: Callable[[str], None],
+    stop_on: Iterable[signal.Signals],
+    progress: bool,
+) -> dict[str, Any]:
+    """Serves a run to its end; what came of it.
+
+    Raises:
+        RecipeError, CheckpointError, StorageError: as ``Serving``.
+        BindError, KeyFileError: as ``Listener``.
+    """
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    agreed = fingerprint(recipe)
+    with tqdm(desc=f"{recipe.name} (server)", unit="step", disable=not progress or None) as bar:
+
+        def told(metrics: dict[str, float]) -> None:
+            bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
+            bar.update()
+
+        serving = Serving(recipe, folder, log=told)
+        config = ServerConfig(bind=bind, keys=keys, insecure=insecure)
+        server = TrainingServer(serving, agreed, Listener(config, max_payload=serving.largest))
+        with _stopped_by(server, stop_on):
+            if ready_file is not None:
+                _write(ready_file, server.endpoint)
+            named = f"recipe {recipe.name}, fingerprint {agreed.hex()}"
+            say(f"qtl-train serve ready on {server.endpoint} ({named})")
+            server.serve()
+    return {"finished": serving.finished, **summary(server, serving.path)}
+
+
+def client_run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    server: str,
+    key: Path | None,
+    server_key: Path | None,
+    insecure: bool,
+    fresh: bool,
+    timeout: float,
+    comeback: float,
+    progress: bool,
+) -> dict[str, Any]:
+    """Trains a run's client side to its end; what came of it.
+
+    Raises:
+        InputError: settings that do not go together.
+        QtlError: as ``TrainingClient``.
+    """
+    # For its checks: address, keys together, plaintext on loopback only.
+    EdgeConfig(server=server, key=key, server_key=server_key, insecure=insecure, timeout=timeout)
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    link = Link(
+        server=server,
+        keys=None if key is None else load_secret(key),
+        server_key=None if server_key is None else load_public(server_key),
+        timeout=timeout,
+        comeback=comeback,
+    )
+    done = TrainingClient(recipe, folder, link, progress=progress).train()
+    pictures = max(done.pictures, 1)
+    return {
+        "checkpoint": str(done.folder),
+        "steps": done.steps,
+        "pictures": done.pictures,
+        "bytes_up": done.traffic.up,
+        "bytes_down": done.traffic.down,
+        "bytes_up_per_picture": done.traffic.up / pictures,
+        "bytes_down_per_picture": done.traffic.down / pictures,
+        "seconds": done.seconds,
+    }
+
+
+@contextmanager
+def _stopped_by(server: TrainingServer, signals: Iterable[signal.Signals]) -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.stop()
+
+    before = {number: signal.signal(number, stop) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write(path: Path, endpoint: str) -> None:
+    fresh = path.with_name(path.name + ".new")
+    try:
+        fresh.write_text(endpoint + "\n", encoding="utf-8")
+        os.replace(fresh, path)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write the ready file {path}: {error.strerror}; choose another place"
+        ) from error

@@ -1,0 +1,62 @@
+"""What a step of split training is about: pictures, questions and answers, drawn anew from its number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qtl_training.digits import questions as q
+from qtl_training.digits.scenes import Scenes, sample
+from qtl_training.recipe import SplitStage
+from qtl_training.split.server_side import Text
+from qtl_training.stages.asking import ask, level_count, typed
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One micro-batch.
+
+    Attributes:
+        pictures: which pictures, indices into the stage's.
+        turns: questions and answers about each of them.
+    """
+
+    pictures: tuple[int, ...]
+    turns: tuple[tuple[Text, ...], ...]
+
+
+class DigitSamples:
+    """Questions on digit scenes.
+
+    A step's content depends on the seed and its number only, so that a replayed step is the same step.
+
+    Args:
+        stage: the recipe's settings.
+        seed: of scenes and questions.
+    """
+
+    def __init__(self, stage: SplitStage, seed: int) -> None:
+        self._stage, self._seed = stage, seed
+        self.scenes: Scenes = sample("train", stage.scenes, seed)
+
+    def levels(self, step: int) -> int:
+        """The step's level count; 0 for features."""
+        rng = np.random.default_rng([self._seed, step, 12])
+        return level_count(self._stage.levels, self._stage.weights, rng)
+
+    def micro_batches(self, step: int) -> list[MicroBatch]:
+        """The step's micro-batches, no picture twice."""
+        stage = self._stage
+        rng = np.random.default_rng([self._seed, step, 13])
+        drawn = rng.choice(len(self.scenes), stage.micro_batches * stage.pictures, replace=False)
+        weights = np.full(len(q.TYPES), 1 / len(q.TYPES))
+        found = []
+        for chosen in np.split(drawn, stage.micro_batches):
+            pictures = tuple(chosen.tolist())
+            asked = ask(self.scenes, pictures, stage.questions, weights, rng)
+            turns = tuple(
+                tuple((typed(one.text, stage.loose, rng), one.answer) for one in about) for about in asked
+            )
+            found.append(MicroBatch(pictures, turns))
+        return found
