@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-PIECE: int = 16 << 20
+PIECE = 16 << 20
 """Bytes of a tensor that are read at once, about; a row at least."""
 
 

@@ -51,7 +51,6 @@ class Weights(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.bytes_read = 0
         self._files: dict[str, Path] = {}
         self._opened: dict[Path, Any] = {}
         self._unmapped: set[Path] = set()
@@ -118,7 +117,6 @@ class Weights(Mapping[str, Tensor]):
         return self._opened[file]
 
     def _count(self, tensor: Tensor) -> Tensor:
-        self.bytes_read += tensor.nbytes
         self._since_opened += tensor.nbytes
         return tensor
 
