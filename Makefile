@@ -19,10 +19,10 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 TEST_TOOLS := pytest hypothesis
 INSTALL = python -m pip install -qq --constraint constraints.txt
 
-.PHONY: help setup demo check check-slow lint types test test-bare docs wheel clean python-version
+.PHONY: help setup demo check check-slow aarch64-check lint types test test-bare docs wheel clean python-version
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "  PYTHON=python3.x chooses the interpreter for the environments (3.11 or newer)"
 
 setup: $(READY) $(BARE_READY)  ## make both environments (the other targets do so when needed)
@@ -34,6 +34,9 @@ check: lint types test test-bare  ## what CI runs: lint, types, tests of the ful
 
 check-slow: $(READY)  ## the slow tests: every install tier, wheel, old and new Python (needs a network)
 	$(BIN)/python -m pytest -m slow
+
+aarch64-check: $(READY)  ## the device's install on an emulated aarch64, beside this machine (needs root)
+	$(BIN)/python -m tests.aarch64
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .

@@ -46,7 +46,7 @@ def examine(
     now: Callable[[], float] = time.time,
     each: Callable[[Finding], None] = lambda finding: None,
 ) -> Examination:
-    """Looks at everything; no finding stops it.
+    """Looks at everything; no finding stops it but a machine on which nothing can run.
 
     Args:
         patient: what is asked about.
@@ -63,7 +63,10 @@ def examine(
 
 
 def _findings(patient: Patient, machine: Machine, heat: Heat, now: Callable[[], float]) -> Iterator[Finding]:
-    yield device.machine_of(machine)
+    found = device.machine_of(machine)
+    yield found
+    if not found.well:
+        return  # no package would help: their remedies would mislead
     yield device.python_of(machine)
     packages = [device.package(name) for name in device.OLDEST]
     yield from packages

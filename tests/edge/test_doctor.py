@@ -146,6 +146,13 @@ def test_32_bit_is_told_no_in_one_line() -> None:
     assert device.machine_of(pi()).well
 
 
+def test_on_32_bits_nothing_else_is_advised(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_runtime.doctor.look", lambda root: pi(bits=32, architecture="armv7l"))
+    found = ask(half)
+    assert [one.name for one in found.findings] == ["machine"]
+    assert found.exit_code == 9
+
+
 def test_an_old_python() -> None:
     assert device.python_of(pi(python="3.9.18")).exit_code == 9
     assert device.python_of(pi(python="3.10.0rc1")).well

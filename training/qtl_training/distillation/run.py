@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from edge_runtime.picture_folder import paths_in
-from qtl_core.errors import HostError, InputError
+from qtl_core.errors import CheckpointError, HostError, InputError
 from qtl_core.nn.checkpoint import Checkpoint, FurtherQuantizer, load_checkpoint
 from qtl_core.nn.families.fitted import client_sha
 from qtl_core.nn.post_training import (
@@ -100,6 +100,11 @@ class _Run:
         )
         self._said = hashlib.sha256(repr(self._questions).encode()).hexdigest() if self._questions else ""
         self._checkpoint = _frozen(load_checkpoint(settings.checkpoint), settings.device)
+        if self._checkpoint.assembly is not None:
+            raise CheckpointError(
+                f"checkpoint {settings.checkpoint} ({self._checkpoint.family}) cuts pictures into tiles, which "
+                "qtl-train quantizer does not do yet; fit a quantizer with qtl-export --calibrate"
+            )
         self._client = client_sha(self._checkpoint.model.vision)
         self._asking = Asking(self._checkpoint, settings.answer_tokens)
         self._prompts = [self._asking.prompt(text) for text in prompts]
