@@ -102,8 +102,8 @@ class _Run:
         self._checkpoint = _frozen(load_checkpoint(settings.checkpoint), settings.device)
         if self._checkpoint.assembly is not None:
             raise CheckpointError(
-                f"checkpoint {settings.checkpoint} ({self._checkpoint.family}) cuts pictures into tiles, which "
-                "qtl-train quantizer does not do yet; fit a quantizer with qtl-export --calibrate"
+                f"checkpoint {settings.checkpoint} ({self._checkpoint.family}) cuts pictures into tiles, "
+                "which qtl-train quantizer does not do yet; fit a quantizer with qtl-export --calibrate"
             )
         self._client = client_sha(self._checkpoint.model.vision)
         self._asking = Asking(self._checkpoint, settings.answer_tokens)
