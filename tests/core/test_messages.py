@@ -16,16 +16,25 @@ from qtl_core.errors import MalformedMessage
 from qtl_core.messages import (
     Answer,
     Ask,
+    Begin,
     Busy,
     Bye,
     Error,
     Frame,
+    Grads,
     Hello,
     Limits,
+    Micro,
+    Norm,
     Ping,
+    Point,
     Pong,
     Reject,
+    Start,
+    Taken,
     Token,
+    Total,
+    Weights,
     Welcome,
 )
 
@@ -43,6 +52,14 @@ SAMPLES: tuple[messages.Message, ...] = (
     Ping(1),
     Pong(1),
     Bye(),
+    Begin(1, (Point(0, 0), Point(1, 250))),
+    Start(1, Point(1, 250)),
+    Micro(2, (Frame("v", 72, 0xDEADBEEF, 0, 2), Frame("t", 40, 7)), 250, 1, 4),
+    Grads(2, (Frame("g", 300, 9),), 12.5, 20, 9, 10),
+    Norm(3, 250, 0.25),
+    Total(3, 0.75, True),
+    Weights(4, (Frame("w", 5000, 11),)),
+    Taken(4),
 )
 
 
@@ -119,7 +136,7 @@ def test_deep_nesting(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("data", "text", "about"),
     [
-        (_raw(12, 5), "unknown message tag 20", 0),
+        (_raw(20, 5), "unknown message tag 20", 0),
         (_raw(0), "unknown message tag 0", 0),
         (_raw(-1), "unknown message tag -1", 0),
         (_raw("HELLO"), "no message header", 0),
