@@ -15,6 +15,7 @@ from qtl_export import answers
 from qtl_export.answers import reason_not_to_ask
 from qtl_export.config import ExportConfig
 from qtl_export.exporter import export
+from tests.export.conftest import Export
 
 
 @pytest.fixture
@@ -35,11 +36,14 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_language_model_is_not_read_where_answers_are_not_compared(
     text: str,
     traced: None,
+    exported: Export,
     checkpoint: Path,
     tmp_path: Path,
     read: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    exported(4)  # whose graph is taken here
+    read.clear()
     monkeypatch.setattr(ServerPartition, "load", None)
     said = export(
         ExportConfig(
