@@ -12,7 +12,6 @@ from qtl_core.nn.families.base import (
     FurtherQuantizer,
     QuantizerSettings,
     Settings,
-    read_json,
 )
 from qtl_core.nn.families.digits import (
     QUANTIZERS_FOLDER,
@@ -24,6 +23,7 @@ from qtl_core.nn.families.digits import (
 )
 from qtl_core.nn.hub import checkpoint_folder
 from qtl_core.nn.prompts import IMAGE_TOKEN
+from qtl_core.nn.reading import read_json
 from qtl_core.nn.stored import load_weights
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from qtl_core.bundle import Picture, Resample
 from qtl_core.errors import CheckpointError
-from qtl_core.nn.families.base import read_json
+from qtl_core.nn.reading import read_json
 
 PROCESSOR_FILE = "preprocessor_config.json"
 Fit: TypeAlias = Literal["square", "pad", "crop"]

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from qtl_core.bundle import Template
 from qtl_core.errors import CheckpointError
-from qtl_core.nn.families.base import first_line, read_json
+from qtl_core.nn.reading import first_line, read_json
 
 IMAGE_TOKEN = "<image>"
 _MARK = "\x02question\x03"

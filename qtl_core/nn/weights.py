@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from qtl_core.errors import CheckpointError
-from qtl_core.nn.families.base import first_line, read_json
+from qtl_core.nn.reading import first_line, read_json
 from qtl_core.nn.stored import PIECE, Source, load_from, note
 
 SAFETENSORS = "model.safetensors"

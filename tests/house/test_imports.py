@@ -66,3 +66,24 @@ def test_block_works(repo_root: Path, source_env: dict[str, str]) -> None:
 @pytest.mark.parametrize("name", ["torch", "transformers", "onnx", "safetensors", "tokenizers", "sklearn"])
 def test_bare_tier_has_none_of_it(name: str) -> None:
     assert importlib.util.find_spec(name) is None
+
+
+# Each anew, but for what is not ours: a module that can only be imported after another one is a trap.
+_EACH_FIRST = """
+import importlib, sys
+for module in MODULES:
+    for name in [name for name in sys.modules if name.startswith("qtl_core")]:
+        del sys.modules[name]
+    importlib.import_module(module)
+"""
+
+
+def test_every_module_of_the_model_imports_first(repo_root: Path, source_env: dict[str, str]) -> None:
+    pytest.importorskip("torch", reason="the model needs PyTorch")
+    modules = [name for name, _ in rooms.modules_of("qtl_core.nn", repo_root)]
+    assert len(modules) > 20
+    done = subprocess.run(
+        [sys.executable, "-c", f"MODULES = {modules!r}\n{_EACH_FIRST}"],
+        env=source_env, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

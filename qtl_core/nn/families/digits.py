@@ -40,14 +40,13 @@ from qtl_core.nn.families.base import (
     FurtherQuantizer,
     QuantizerSettings,
     Settings,
-    first_line,
     quiet,
-    read_json,
 )
 from qtl_core.nn.families.llava import place
 from qtl_core.nn.model import SplitModel, TowerSettings, VisionEncoder
 from qtl_core.nn.pictures import PROCESSOR_FILE, picture_of
 from qtl_core.nn.prompts import split_template
+from qtl_core.nn.reading import first_line, read_json
 from qtl_core.nn.weights import Weights, fill, without_weights
 
 NAME = "qtl"

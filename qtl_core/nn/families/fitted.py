@@ -31,11 +31,10 @@ from qtl_core.nn.families.base import (
     Family,
     FurtherQuantizer,
     QuantizerSettings,
-    first_line,
-    read_json,
 )
 from qtl_core.nn.families.digits import SETTINGS_FILE, WEIGHTS_FILE
 from qtl_core.nn.model import VisionEncoder
+from qtl_core.nn.reading import first_line, read_json
 
 MODEL_TYPE = "qtl-quantizer"
 

@@ -21,11 +21,12 @@ from qtl_core.bundle import Template
 from qtl_core.errors import CheckpointError
 from qtl_core.nn.decoder import PictureDecoder
 from qtl_core.nn.families import parts
-from qtl_core.nn.families.base import Checkpoint, Family, first_line
+from qtl_core.nn.families.base import Checkpoint, Family
 from qtl_core.nn.model import SplitModel, TowerSettings, VisionEncoder
 from qtl_core.nn.pictures import picture_of, read_processor, usual_processor
 from qtl_core.nn.prompt_tokens import PromptStyle
 from qtl_core.nn.prompts import read_tokenizer, split_template, start_tokens
+from qtl_core.nn.reading import first_line
 from qtl_core.nn.weights import Weights, fill
 
 NAME = "llava"

@@ -18,8 +18,9 @@ from transformers import (
 
 from qtl_core.bundle import Picture
 from qtl_core.errors import CheckpointError
-from qtl_core.nn.families.base import QuantizerSettings, Settings, first_line, read_json
+from qtl_core.nn.families.base import QuantizerSettings, Settings
 from qtl_core.nn.hub import model_name
+from qtl_core.nn.reading import first_line, read_json
 from qtl_core.nn.weights import Weights, without_weights
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")

@@ -25,11 +25,12 @@ from qtl_core.errors import CheckpointError
 from qtl_core.nn.decoder import PictureDecoder
 from qtl_core.nn.families import parts
 from qtl_core.nn.families import tinyllava_connectors as connectors
-from qtl_core.nn.families.base import CONFIG_FILE, Checkpoint, Family, read_json
+from qtl_core.nn.families.base import CONFIG_FILE, Checkpoint, Family
 from qtl_core.nn.model import SplitModel, TowerSettings, VisionEncoder
 from qtl_core.nn.pictures import picture_of, read_processor, usual_processor
 from qtl_core.nn.prompt_tokens import PromptStyle
 from qtl_core.nn.prompts import read_tokenizer, start_tokens
+from qtl_core.nn.reading import read_json
 from qtl_core.nn.weights import Places, Weights, fill
 
 NAME = "tinyllava"

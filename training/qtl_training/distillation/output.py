@@ -22,8 +22,9 @@ from qtl_core import entropy
 from qtl_core.entropy_file import tables_name, write_tables
 from qtl_core.errors import InputError, StorageError
 from qtl_core.nn.checkpoint import Checkpoint, FurtherQuantizer
-from qtl_core.nn.families.base import CONFIG_FILE, read_json
+from qtl_core.nn.families.base import CONFIG_FILE
 from qtl_core.nn.families.fitted import MODEL_TYPE, save_fitted
+from qtl_core.nn.reading import read_json
 from qtl_training.distillation.feature_cache import BATCH, FeatureCache
 from qtl_training.distillation.report import Trained
 from qtl_training.tables import MOST_ENTRIES
