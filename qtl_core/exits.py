@@ -61,6 +61,7 @@ def run(main: Callable[[], object]) -> int:
         storage = storage_error(error)
         if storage is None:
             raise
+        _keep_exit_code()
         return say(storage)
     except SystemExit as stop:
         # click turns a broken pipe into exit code 1 by itself: older ones while they handle it, newer ones
@@ -104,6 +105,20 @@ def printable(text: str) -> str:
 
 
 def _reader_left() -> int:
+    _discard_stdout()
+    return BROKEN_PIPE
+
+
+def _keep_exit_code() -> None:
+    """Takes what stdout could not write off it: the interpreter would try again, and end with 120."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _discard_stdout()
+
+
+def _discard_stdout() -> None:
     # The interpreter flushes stdout once more on its way out; give it somewhere to flush to.
     try:
         devnull = os.open(os.devnull, os.O_WRONLY)
@@ -111,7 +126,6 @@ def _reader_left() -> int:
         os.close(devnull)
     except (OSError, ValueError):  # stdout is no real file (a test, an embedding): nothing to redirect
         pass
-    return BROKEN_PIPE
 
 
 def _click(error: Exception) -> int | None:

@@ -51,7 +51,7 @@ cannot run here: no root, no debootstrap or qemu-user-static, no network, no roo
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on with what an earlier run installed, exported and encoded; only for the same checkout.",
+    help="Go on with what an earlier run exported and encoded; only where nothing of either changed since.",
 )
 @click.option("--fresh", is_flag=True, help="Make the emulated system again.")
 @click.option("--debian", default="bookworm", show_default=True, metavar="NAME", help="Which release.")
@@ -100,10 +100,12 @@ def cli(
             emulation.remove(work / "root")
         root = emulation.Root.make(work / "root", work / "check.log", debian, mirror, progress)
         shared = root.path(suite.WORK)
-        if not resume:
-            installing.install(root, CHECKOUT, wheels, progress)
+        installing.install(root, CHECKOUT, wheels, progress)
         suite.copy(CHECKOUT, root)
-        testing = None if quick else stack.enter_context(suite.start_tests(root, work / "tests.log"))
+        testing = [
+            stack.enter_context(suite.start_tests(root, folder, work / f"tests-{Path(folder).name}.log"))
+            for folder in (() if quick else suite.FOLDERS)
+        ]
         if resume:
             planned, heads = plan.read(shared)
         else:
@@ -122,20 +124,21 @@ def cli(
         for row in compared:
             if row.bundle != every.FOLDER or row.fault:
                 click.echo(comparing.line(row))
-        if testing is None:
+        if quick:
             faults = [comparing.line(row) for row in compared if row.fault]
         else:
             selftests = []
             for name in progress.bar(_SELFTESTS, "doctor and selftest", len(_SELFTESTS), "bundles"):
                 selftests.append(suite.selftest(root, name))
             install = suite.install_size(root)
-            with _counted("tests under emulation, percent", 100) as each:
-                done = 0
-                while not testing.wait(_LOOK_S):
-                    now = suite.percent(testing.said())
-                    each(now - done)
-                    done = now
-            testing.check((0, 1))
+            for one in testing:
+                with _counted(f"{one.command[-1]} under emulation, percent", 100) as each:
+                    done = 0
+                    while not one.wait(_LOOK_S):
+                        now = suite.percent(one.said())
+                        each(now - done)
+                        done = now
+                one.check((0, 1))
             aarch64, here = (suite.machine(shared / side) for side in (plan.THERE, plan.HERE))
             made = record.Record(
                 date=time.strftime("%Y-%m-%d", time.gmtime()),
@@ -144,7 +147,7 @@ def cli(
                 aarch64=aarch64,
                 x86=here,
                 codes=compared,
-                tests=suite.parse(testing.said()),
+                tests=suite.parse([one.said() for one in testing]),
                 selftests=selftests,
                 install=install,
                 minutes=round((time.monotonic() - started) / 60),

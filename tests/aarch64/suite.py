@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -112,15 +112,16 @@ def copy(checkout: Path, root: Root) -> None:
             shutil.copy2(checkout / name, folder / name)
 
 
-def start_tests(root: Root, output: Path) -> AbstractContextManager[Running]:
-    """Starts the tests of the device's install.
+def start_tests(root: Root, folder: str, output: Path) -> AbstractContextManager[Running]:
+    """Starts the tests of one folder.
 
     Args:
         root: the emulated system.
+        folder: one of ``FOLDERS``.
         output: where what pytest says goes.
     """
     deselected = [word for name in LEFT_OUT for word in ("--deselect", name)]
-    command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", *deselected, *FOLDERS]
+    command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", *deselected, folder]
     return root.start(command, output, cwd=_SUITE, env=_ENV)
 
 
@@ -130,20 +131,21 @@ def percent(output: str) -> int:
     return int(found[-1]) if found else 0
 
 
-def parse(output: str) -> Tests:
-    """What pytest's last line and its summary say.
+def parse(outputs: Sequence[str]) -> Tests:
+    """What pytest's last lines and its summaries say.
 
     Args:
-        output: of ``pytest -q -ra``.
+        outputs: of ``pytest -q -ra``, one for each time it ran.
     """
-    last = next((line for line in reversed(output.splitlines()) if " in " in line), "")
-    counts = {match["what"]: int(match["n"]) for match in _SUMMARY.finditer(last)}
-    return Tests(
-        passed=counts.get("passed", 0),
-        skipped=counts.get("skipped", 0),
-        failed=_FAILED.findall(output),
-        left_out=LEFT_OUT,
-    )
+    passed = skipped = 0
+    failed: list[str] = []
+    for output in outputs:
+        last = next((line for line in reversed(output.splitlines()) if " in " in line), "")
+        counts = {match["what"]: int(match["n"]) for match in _SUMMARY.finditer(last)}
+        passed += counts.get("passed", 0)
+        skipped += counts.get("skipped", 0)
+        failed += _FAILED.findall(output)
+    return Tests(passed=passed, skipped=skipped, failed=failed, left_out=LEFT_OUT)
 
 
 class Selftest(msgspec.Struct, frozen=True, kw_only=True):

@@ -63,9 +63,10 @@ def test_what_pytest_says_is_read() -> None:
         "1 failed, 2,077 passed\n"
         "1 failed, 2077 passed, 20 skipped, 1 deselected, 1 error in 137.77s (0:02:17)\n"
     )
-    read = suite.parse(output)
+    read = suite.parse([output])
     assert (read.passed, read.skipped) == (2077, 20)
     assert read.failed == ["tests/core/test_a.py::test_b[x-1]", "tests/edge/test_c.py"]
     assert suite.percent(output) == 100
     assert suite.percent("....F.s [ 50%]\n...") == 50
-    assert suite.parse("no tests ran in 0.01s").passed == 0
+    assert suite.parse(["no tests ran in 0.01s"]).passed == 0
+    assert suite.parse([output, "5 passed in 1.00s"]).passed == 2082

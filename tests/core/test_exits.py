@@ -120,18 +120,19 @@ def test_a_reader_that_leaves(through_click: bool, repo_root: Path, source_env: 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_under_stdout(repo_root: Path, source_env: dict[str, str]) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_stdout(unbuffered: str, repo_root: Path, source_env: dict[str, str]) -> None:
     code = "import sys\nfrom qtl_core import exits\nsys.exit(exits.run(lambda: print('x' * 100)))"
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-c", code],
             stdout=full,
             stderr=subprocess.PIPE,
-            env=source_env,
+            env={**source_env, "PYTHONUNBUFFERED": unbuffered},
             cwd=repo_root,
             timeout=60,
             check=False,
         )
     assert done.returncode == StorageError.exit_code
     assert done.stderr.startswith(b"error: the disk is full")
-    assert b"Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
