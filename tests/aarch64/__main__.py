@@ -151,6 +151,7 @@ def cli(
                 selftests=selftests,
                 install=install,
                 minutes=round((time.monotonic() - started) / 60),
+                resumed=resume,
             )
             record.write(made, docs / "aarch64.json", docs / "aarch64.md")
             click.echo(f"written: {docs / 'aarch64.json'}, {docs / 'aarch64.md'}")

@@ -32,7 +32,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         tests: the device's tests.
         selftests: the device's own commands, one bundle each.
         install: the size of the device's install.
-        minutes: what it took.
+        minutes: what it took; of a resumed check, since it was resumed.
+        resumed: whether it went on with what an interrupted run had encoded.
     """
 
     schema: int = SCHEMA
@@ -46,6 +47,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     selftests: list[Selftest]
     install: Size
     minutes: int
+    resumed: bool = False
 
     def faults(self) -> list[str]:
         """What is not as it should be, each in a few words; empty if all is well."""
@@ -96,7 +98,8 @@ def page(record: Record) -> str:
         "",
         f"<!-- Written by `{record.command}`; the same for scripts is in aarch64.json. -->",
         "",
-        f"`{record.command}` on {record.date}, in {record.minutes} minutes: "
+        f"`{record.command}` on {record.date}, in {record.minutes} minutes"
+        + (" after it was resumed: " if record.resumed else ": ")
         + ("all as it should be." if not faults else f"**{len(faults)} faults**."),
         "",
         *(f"- **{fault}**" for fault in faults),
@@ -128,14 +131,14 @@ def page(record: Record) -> str:
         "## The device's own commands and tests",
         "",
         *(
-            f"- `edge_runtime doctor` and `selftest` of {one.bundle}: "
+            f"- `edge_runtime doctor` and `selftest` of {one.bundle}, all its graphs: "
             f"{one.differ} of {one.compared:,} golden codes differ, "
             + ("passed" if one.passed and not one.problems else "**failed**")
             for one in record.selftests
         ),
         f"- tests/core and tests/edge: {tests.passed:,} passed, {len(tests.failed)} failed, {tests.skipped} "
         "skipped for want of what no device has.",
-        *(f"- Left out: `{name}` {why}." for name, why in tests.left_out.items()),
+        *(f"- Left out, {why}: {names}." for why, names in _by_reason(tests.left_out).items()),
         "",
         "## Versions and size",
         "",
@@ -156,6 +159,13 @@ def page(record: Record) -> str:
         + ".",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _by_reason(left_out: dict[str, str]) -> dict[str, str]:
+    found: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        found.setdefault(why, []).append(f"`{name.rpartition('::')[2]}`")
+    return {why: ", ".join(names) for why, names in found.items()}
 
 
 def _list(record: Record) -> str:

@@ -28,7 +28,7 @@ _ENV: Final = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "QTL_TIER":
 _ENCODE: Final = "tests/aarch64/encode.py"
 _COPIED: Final = ("tests", "docs", "deploy", "benchmarks", "pyproject.toml", "constraints.txt", "README.md")
 FOLDERS: Final = ("tests/core", "tests/edge")
-_LONG: Final = "takes minutes under emulation; its arithmetic is in the tests of shorter payloads too"
+_LONG: Final = "minutes each under emulation"
 LEFT_OUT: Final = {
     **{
         f"tests/core/test_entropy.py::{name}": _LONG
@@ -44,7 +44,7 @@ LEFT_OUT: Final = {
         )
     },
     "tests/edge/test_start.py::test_help_takes_less_than_importing_onnxruntime": (
-        "compares the times of two programs, and both are the emulator's"
+        "since both times that are compared are the emulator's"
     ),
 }
 """Tests that cannot run there, and why."""
