@@ -13,9 +13,10 @@ from torch.nn import functional
 from qtl_core import shipped
 from qtl_core.errors import RecipeError
 from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint
+from qtl_core.split_stage import Optimizer, SplitStage, levels_of
 from qtl_training.features import tower_features
 from qtl_training.packing import Turn, Vocabulary, embed, pack
-from qtl_training.recipe import Optimizer, SplitStage, read_recipe
+from qtl_training.recipe import read_recipe
 from qtl_training.split.client_side import ClientSide
 from qtl_training.split.gradients import GradientCoder
 from qtl_training.split.samples import DigitSamples
@@ -54,10 +55,10 @@ def sides_gradients(checkpoint: Checkpoint, stage: SplitStage) -> tuple[dict[str
     samples = DigitSamples(stage, 3)
     features = tower_features(checkpoint.model.vision, samples.scenes, progress=False)
     client, server = ClientSide(checkpoint.model, stage), ServerSide(checkpoint, stage)
-    levels, tokens = samples.levels(0), 0
+    levels, tokens = levels_of(stage, 3, 0), 0
     for number, micro in enumerate(samples.micro_batches(0)):
         crossed = client.forward(number, features[list(micro.pictures)], levels)
-        result = server.run(crossed, levels, micro.turns)
+        result = server.run(crossed, levels, micro.rows)
         client.backward(number, result.gradient)
         tokens += result.tokens
     squared = client.squared_norm(tokens) + server.squared_norm(tokens)
@@ -80,7 +81,7 @@ def test_gradients_are_those_of_one_graph(checkpoint: Checkpoint, levels: int) -
     model.train()
     at_cut = model.vision.connector(features[list(micro.pictures)].float())
     restored, loss = model.cross(at_cut, levels or None)
-    rows = [[Turn(words.ids(q), (*words.ids(a), words.end)) for q, a in about] for about in micro.turns]
+    rows = [[Turn(words.ids(q), (*words.ids(a), words.end)) for q, a in row.turns] for row in micro.rows]
     packed = pack(rows, words, model.decoder, restored.shape[1])
     embeddings, _ = embed(packed, restored, model.decoder, None, None)
     hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
@@ -109,7 +110,7 @@ def test_accumulating_is_one_large_batch(checkpoint: Checkpoint) -> None:
     stage = msgspec.structs.replace(STAGE, micro_batches=1, pictures=6)
     client, server = ClientSide(checkpoint.model, stage), ServerSide(checkpoint, stage)
     crossed = client.forward(0, features[[*first.pictures, *second.pictures]], 4)
-    result = server.run(crossed, 4, [*first.turns, *second.turns])
+    result = server.run(crossed, 4, [*first.rows, *second.rows])
     client.backward(0, result.gradient)
     client.squared_norm(result.tokens)
     server.squared_norm(result.tokens)

@@ -13,8 +13,9 @@ import torch
 
 from qtl_core import shipped
 from qtl_core.nn.checkpoint import Checkpoint, QuantizerSettings, load_checkpoint
+from qtl_core.split_stage import SplitStage
 from qtl_training.build import build_checkpoint
-from qtl_training.recipe import Recipe, SplitStage, Stage, TowerStage
+from qtl_training.recipe import Recipe, Stage, TowerStage
 from qtl_training.run_folder import RunFolder, Snapshot, write
 from qtl_training.stages.language import LanguageTraining
 from qtl_training.stages.split import SplitTraining

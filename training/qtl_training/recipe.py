@@ -8,8 +8,8 @@ from typing import Literal
 import msgspec
 
 from qtl_core.errors import RecipeError
-from qtl_core.gradients import GRAD_BITS
 from qtl_core.nn.checkpoint import QuantizerSettings
+from qtl_core.split_stage import Optimizer, SplitStage, check
 from qtl_training.digits.questions import TYPES
 
 
@@ -35,24 +35,6 @@ class ModelRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     picture_attention: Literal["causal", "bidirectional"] = "bidirectional"
     picture_places: bool = True
     image_aspect_ratio: Literal["square", "pad"] = "pad"
-
-
-class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """AdamW with a cosine schedule after a linear warm-up.
-
-    Attributes:
-        lr: highest learning rate.
-        warmup: share of the steps in which it rises.
-        weight_decay: for matrices only.
-        clip: largest global norm of the gradient.
-        end: share of ``lr`` that is left at the last step.
-    """
-
-    lr: float
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    end: float = 0.01
 
 
 class TowerStage(
@@ -142,50 +124,6 @@ class LanguageStage(
     k_lr: float = 1e-2
 
 
-class SplitStage(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="split"
-):
-    """Both partitions across the cut: what crosses is codes one way and gradients the other.
-
-    The same in one process (``qtl-train local``) and in two: a step is ``micro_batches`` micro-batches, whose
-    gradients are summed over all answer tokens of the step, one clipping over both partitions, and one
-    optimizer step on each side.
-
-    Attributes:
-        steps: optimizer steps.
-        stop: ends the stage after so many steps, before the rate has come down; 0: all of them.
-        scenes: how many pictures have their tower features cached.
-        micro_batches: in one optimizer step.
-        pictures: in one micro-batch.
-        questions: questions about each of them.
-        loose: share of questions that begin with a capital letter, or lack the question mark.
-        levels: level counts to draw from, one a step; 0 sends half-precision features.
-        weights: how often each is drawn; empty: equally often.
-        grad_bits: bits of a value of the gradients that come back: 32 (exact), 16, 8, 4 or 2.
-        train: which parts learn: "connector", "decoder", "vision_quantizer".
-        optimizer: for connector and decoder.
-        quantizer_lr: highest learning rate of the quantizer.
-        in_proj_lr: highest learning rate of its ``in_proj``; none given: ``quantizer_lr``.
-        k_lr: highest learning rate of k.
-    """
-
-    steps: int
-    stop: int = 0
-    scenes: int
-    micro_batches: int = 2
-    pictures: int = 16
-    questions: int = 10
-    loose: float = 0.0
-    levels: tuple[int, ...] = (4,)
-    weights: tuple[float, ...] = ()
-    grad_bits: int = 32
-    train: tuple[str, ...] = ("connector", "vision_quantizer")
-    optimizer: Optimizer
-    quantizer_lr: float = 1e-3
-    in_proj_lr: float | None = None
-    k_lr: float = 1e-2
-
-
 Stage = TowerStage | LanguageStage | SplitStage
 
 
@@ -255,7 +193,7 @@ def _check(recipe: Recipe, file: Path) -> None:
                 raise RecipeError(f'{where}: part {stage.part!r} is neither "stem" nor "tower"')
             continue
         if isinstance(stage, SplitStage):
-            _check_split(stage, where)
+            check(stage, where)
         else:
             _check_language(stage, where)
         parts = _PARTS if isinstance(stage, LanguageStage) else _SPLIT_PARTS
@@ -279,21 +217,6 @@ def _check_language(stage: LanguageStage, where: str) -> None:
     for kind in stage.focus:
         if kind not in TYPES:
             raise RecipeError(f"{where}: {kind!r} is no question type; there are {', '.join(TYPES)}")
-
-
-def _check_split(stage: SplitStage, where: str) -> None:
-    if stage.grad_bits not in GRAD_BITS:
-        known = ", ".join(map(str, GRAD_BITS))
-        raise RecipeError(f"{where}: grad_bits is {stage.grad_bits}, it must be one of {known}")
-    if not stage.levels:
-        raise RecipeError(f"{where}: levels is empty; name level counts, or 0 for features")
-    if stage.micro_batches < 1 or stage.pictures < 1 or stage.questions < 1:
-        raise RecipeError(f"{where}: micro_batches, pictures and questions must each be at least 1")
-    if stage.micro_batches * stage.pictures > stage.scenes:
-        raise RecipeError(
-            f"{where}: a step takes {stage.micro_batches * stage.pictures} pictures, and there are "
-            f"{stage.scenes} scenes; raise `scenes`"
-        )
 
 
 def override(recipe: Recipe, *, start: str | None = None, seed: int | None = None) -> Recipe:

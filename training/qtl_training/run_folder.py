@@ -23,8 +23,8 @@ from torch import Tensor
 
 from qtl_core.errors import RecipeError
 from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from qtl_core.snapshots import RUN_FILE, Snapshots
 from qtl_training.recipe import Recipe
-from qtl_training.snapshots import RUN_FILE, Snapshots
 
 
 class _Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

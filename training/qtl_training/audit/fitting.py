@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qtl_training.recipe import Optimizer
+from qtl_core.split_stage import Optimizer
 from qtl_training.stages.optimizing import ScheduledAdamW
 
 

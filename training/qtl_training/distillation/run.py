@@ -31,6 +31,7 @@ from qtl_core.nn.post_training import (
     signal_to_noise,
 )
 from qtl_core.question_file import read_questions
+from qtl_core.snapshots import RUN_FILE, Snapshots
 from qtl_training.distillation import output
 from qtl_training.distillation.asked import AskedQuestions
 from qtl_training.distillation.feature_cache import FeatureCache
@@ -39,7 +40,6 @@ from qtl_training.distillation.report import Divergence, Measured, Trained
 from qtl_training.distillation.rows import Asking
 from qtl_training.distillation.settings import DistillSettings
 from qtl_training.distillation.training import Distilling, compare
-from qtl_training.snapshots import RUN_FILE, Snapshots
 from qtl_training.stepping import run_steps
 
 _STATE: Final = "state.safetensors"

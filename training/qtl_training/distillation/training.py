@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qtl_core.nn.quantizer import Quantizer
+from qtl_core.split_stage import Optimizer
 from qtl_training.distillation.feature_cache import FeatureCache
 from qtl_training.distillation.rows import Asking, divergence
 from qtl_training.distillation.settings import DistillSettings
-from qtl_training.recipe import Optimizer
 from qtl_training.stages.optimizing import ScheduledAdamW
 
 

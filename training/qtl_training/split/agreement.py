@@ -11,10 +11,11 @@ import msgspec
 import torch
 
 from qtl_core import shipped
+from qtl_core.crossing import Crossing
 from qtl_core.errors import CheckpointError
 from qtl_core.nn.checkpoint import Checkpoint
-from qtl_training.recipe import Recipe, SplitStage
-from qtl_training.split.crossing import Crossing
+from qtl_core.split_stage import SplitStage
+from qtl_training.recipe import Recipe
 from qtl_training.split.partition import client_tensors
 from qtl_training.split.stages import stages_of
 

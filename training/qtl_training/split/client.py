@@ -1,250 +1,148 @@
-"""``qtl-train client``: the side that has the pictures."""
+"""``qtl-train client``: the client partition in PyTorch, with its snapshots."""
 
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from edge_runtime.dealer import Dealer
-from edge_runtime.session import Session, Traffic
-from edge_runtime.transport import Transport
-from qtl_core import __version__
-from qtl_core.gradients import decode
-from qtl_core.keys import KeyPair
-from qtl_core.messages import (
-    CAN_TRAIN,
-    PROTOCOL,
-    Begin,
-    Grads,
-    Hello,
-    Limits,
-    Micro,
-    Norm,
-    Point,
-    Start,
-    Taken,
-    Total,
-    Weights,
-)
-from qtl_core.wire import frame_codes
-from qtl_training.features import tower_features
+from qtl_core.crossing import Crossed, MicroBatch
+from qtl_core.split_stage import SplitStage
+from qtl_training.features import Features, tower_features
 from qtl_training.local import begun, stage_seed
 from qtl_training.recipe import Recipe
 from qtl_training.run_folder import RunFolder, write
 from qtl_training.split.agreement import crossing_of, fingerprint, largest_payload
 from qtl_training.split.client_side import ClientSide
-from qtl_training.split.crossing import GRADIENT, WEIGHTS, texts_up
 from qtl_training.split.partition import client_tensors
-from qtl_training.split.requests import NewServer, Requests
 from qtl_training.split.samples import DigitSamples
 from qtl_training.split.stages import stages_of
 
-_AGENT: Final = f"qtl-train/{__version__}"
+
+class _Stage:
+    """One stage: its data, the tower's features of it, and the side that learns."""
+
+    def __init__(self, side: ClientSide, samples: DigitSamples, features: Features) -> None:
+        self.side, self._samples, self._features = side, samples, features
+
+    def micro_batches(self, step: int) -> Sequence[MicroBatch]:
+        return self._samples.micro_batches(step)
+
+    def forward(self, micro: int, pictures: Sequence[int], levels: int) -> Crossed:
+        return self.side.forward(micro, self._features[list(pictures)], levels)
+
+    def backward(self, micro: int, gradient: NDArray[np.float32]) -> None:
+        self.side.backward(micro, gradient)
+
+    def squared_norm(self, answer_tokens: int) -> float:
+        return self.side.squared_norm(answer_tokens)
+
+    def apply(self, step: int, squared_norm: float) -> None:
+        self.side.apply(step, squared_norm)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Link:
-    """How a client reaches its server.
-
-    Attributes:
-        server: the address.
-        keys: this client's CURVE pair; None for plaintext.
-        server_key: the server's public key, with ``keys``.
-        timeout: seconds to wait for a connection.
-        comeback: seconds that a lost server has to come back.
-    """
-
-    server: str
-    keys: KeyPair | None = None
-    server_key: bytes | None = None
-    timeout: float = 30.0
-    comeback: float = 600.0
-
-
-@dataclass
-class Done:
-    """What a finished run came to.
-
-    Attributes:
-        steps: optimizer steps taken here, replayed ones too.
-        pictures: sent.
-        traffic: bytes on the wire, framing included, handshakes too.
-        seconds: from the first step on.
-        folder: this side's checkpoint.
-    """
-
-    steps: int = 0
-    pictures: int = 0
-    traffic: Traffic = field(default_factory=Traffic)
-    seconds: float = 0.0
-    folder: Path = Path()
-
-
-class TrainingClient:
-    """One training run on the client's side.
+class TorchRun:
+    """A run whose client partition PyTorch trains; see ``edge_runtime.training.partition.ClientRun``.
 
     Args:
         recipe: what is trained; the server's has the same stages.
         folder: the run's folder.
-        link: how to reach the server.
-        progress: whether to show bars.
-        clock: seconds that only grow.
-        transport: makes the connection from the largest payload; a ZeroMQ DEALER if not given.
+        progress: whether to show a bar while features are computed.
+
+    Raises:
+        RecipeError: a stage that is no split stage, or a folder that was begun with other settings.
+        CheckpointError: the checkpoint to start from.
+        StorageError: the folder cannot be written.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        folder: Path,
-        link: Link,
-        *,
-        progress: bool = True,
-        clock: Callable[[], float] = time.monotonic,
-        transport: Callable[[int], Transport] | None = None,
-    ) -> None:
-        self._recipe, self._stages, self._link = recipe, stages_of(recipe), link
-        self._run = RunFolder(folder, recipe)
-        self._progress, self._clock = progress, clock
-        checkpoint = begun(self._run, recipe).checkpoint
-        self._crossing = crossing_of(recipe, checkpoint)
-        largest = largest_payload(self._stages, self._crossing, checkpoint)
-        limits = Limits(max_payload=largest, max_question=0, max_tokens=0, idle_ms=0)
-        hello = Hello(
-            protocol=PROTOCOL,
-            fingerprint=fingerprint(recipe),
-            codecs=(),
-            text="train",
-            agent=_AGENT,
-            capabilities=(CAN_TRAIN,),
-        )
-        self._session = Session(
-            (transport or self._dealer)(largest), hello, timeout=link.timeout, clock=clock
-        )
-        self._requests = Requests(self._session, limits, comeback=link.comeback)
-        self._traffic = Traffic()
-        self._features: dict[int, Tensor] = {}
+    def __init__(self, recipe: Recipe, folder: Path, *, progress: bool = True) -> None:
+        self.name, self.log_every = recipe.name, recipe.log_every
+        self.stages: Sequence[SplitStage] = stages_of(recipe)
+        self.seeds: Sequence[int] = [stage_seed(recipe, number) for number in range(len(self.stages))]
+        self._folder = RunFolder(folder, recipe)
+        self._progress = progress
+        self._checkpoint = begun(self._folder, recipe).checkpoint
+        self.crossing = crossing_of(recipe, self._checkpoint)
+        self.largest = largest_payload(self.stages, self.crossing, self._checkpoint)
+        self.fingerprint = fingerprint(recipe)
+        self._state: dict[str, Tensor] = {}
+        self._stage: _Stage | None = None
+        self._features: dict[int, Features] = {}
 
-    def train(self) -> Done:
-        """Trains to the end of the recipe, through whatever happens to the connection or the server.
+    def points(self) -> list[tuple[int, int]]:
+        return self._folder.points()
 
-        Raises:
-            LinkError: the server is not there, or did not come back.
-            RefusedError: it refused the run, or a step.
-            StorageError: a snapshot cannot be written.
-        """
-        done = Done()
-        started = self._clock()
-        try:
-            with self._session.billed_to(self._traffic):
-                self._session.open()
-                while True:
-                    try:
-                        self._follow(self._begin(), done)
-                        break
-                    except NewServer:
-                        continue
-        finally:
-            self._session.close()
-        done.seconds = self._clock() - started
-        done.traffic = Traffic(
-            self._traffic.up + self._session.handshakes.up, self._traffic.down + self._session.handshakes.down
-        )
-        done.folder = self._run.finished
-        return done
+    def back_to(self, stage: int, step: int) -> None:
+        snapshot = self._folder.back_to(stage, step)
+        self._checkpoint, self._state, self._stage = snapshot.checkpoint, snapshot.state, None
 
-    def _dealer(self, largest: int) -> Transport:
-        link = self._link
-        return Dealer(link.server, keys=link.keys, server_key=link.server_key, max_payload=largest)
+    def enter(self, stage: int) -> _Stage:
+        settings, seed, model = self.stages[stage], self.seeds[stage], self._checkpoint.model
+        torch.manual_seed(seed)
+        samples = DigitSamples(settings, seed)
+        if stage not in self._features:
+            self._features[stage] = tower_features(model.vision, samples.scenes, progress=self._progress)
+        model.train()
+        model.vision.tower.eval()
+        side = ClientSide(model, settings)
+        side.load({k.removeprefix("client."): v for k, v in self._state.items() if k.startswith("client.")})
+        self._state = {}
+        self._stage = _Stage(side, samples, self._features[stage])
+        return self._stage
 
-    # ---------------------------------------------------------------------------------- the run
+    def save(self, stage: int, step: int) -> None:
+        held: dict[str, Tensor] = {}
+        if step and self._stage is not None:
+            held = {f"client.{name}": value for name, value in self._stage.side.state().items()}
+        if not step:
+            self._checkpoint.model.eval()
+        self._folder.save(self._checkpoint, stage, step, held)
 
-    def _begin(self) -> Point:
-        holds = tuple(Point(stage, step) for stage, step in self._run.points())
-        begin = Begin(self._requests.next_id(), holds)
-        start, _ = self._requests.reply(self._requests.send(begin), Start)
-        return start.point
+    def log(self, record: dict[str, Any]) -> None:
+        self._folder.log(record)
 
-    def _follow(self, point: Point, done: Done) -> None:
-        """Trains from this moment to the end."""
-        snapshot = self._run.back_to(point.stage, point.step)
-        checkpoint, state, first = snapshot.checkpoint, snapshot.state, point.step
-        for number in range(point.stage, len(self._stages)):
-            stage, seed = self._stages[number], stage_seed(self._recipe, number)
-            torch.manual_seed(seed)
-            samples = DigitSamples(stage, seed)
-            if number not in self._features:
-                vision = checkpoint.model.vision
-                self._features[number] = tower_features(vision, samples.scenes, progress=self._progress)
-            checkpoint.model.train()
-            checkpoint.model.vision.tower.eval()
-            side = ClientSide(checkpoint.model, stage)
-            side.load({k.removeprefix("client."): v for k, v in state.items() if k.startswith("client.")})
-            steps = stage.stop or stage.steps
-            label = f"{self._recipe.name} stage {number + 1}/{len(self._stages)}"
-            with tqdm(total=steps, initial=first, desc=label, disable=not self._progress or None) as bar:
-                for step in range(first, steps):
-                    save_now, metrics = self._step(side, samples, number, step)
-                    done.steps += 1
-                    done.pictures += stage.micro_batches * stage.pictures
-                    bar.set_postfix({k: f"{v:.3g}" for k, v in metrics.items()}, refresh=False)
-                    bar.update()
-                    if step % self._recipe.log_every == 0 or step + 1 == steps:
-                        self._run.log({"stage": number, "step": step, **metrics})
-                    if save_now and step + 1 < steps:
-                        held = {f"client.{name}": value for name, value in side.state().items()}
-                        self._run.save(checkpoint, number, step + 1, held)
-            checkpoint.model.eval()
-            self._run.save(checkpoint, number + 1, 0, {})
-            state, first = {}, 0
-        data = save({name: value.contiguous() for name, value in client_tensors(checkpoint.model).items()})
-        frame = frame_codes(WEIGHTS, data)
-        weights = Weights(self._requests.next_id(), (frame,))
-        self._requests.reply(self._requests.send(weights, [data]), Taken)
-        shutil.rmtree(self._run.finished, ignore_errors=True)
-        write(self._run.finished, checkpoint)
+    def weights(self) -> bytes:
+        tensors = client_tensors(self._checkpoint.model)
+        return save({name: value.contiguous() for name, value in tensors.items()})
 
-    def _step(
-        self, side: ClientSide, samples: DigitSamples, number: int, step: int
-    ) -> tuple[bool, dict[str, float]]:
-        levels = samples.levels(step)
-        grads = list(self._micro_batches(side, samples, number, step, levels))
-        tokens = sum(one.tokens for one in grads)
-        own = side.squared_norm(tokens)
-        norm = Norm(self._requests.next_id(), step, own)
-        total, _ = self._requests.reply(self._requests.send(norm), Total)
-        side.apply(step, total.squared)
-        turns = sum(one.turns for one in grads)
-        return total.save, {
-            "loss": sum(one.loss for one in grads) / tokens,
-            "right": 100 * sum(one.right for one in grads) / turns,
-            "norm": total.squared**0.5,
-            "levels": float(levels),
-        }
+    def finish(self) -> Path:
+        shutil.rmtree(self._folder.finished, ignore_errors=True)
+        write(self._folder.finished, self._checkpoint)
+        return self._folder.finished
 
-    def _micro_batches(
-        self, side: ClientSide, samples: DigitSamples, number: int, step: int, levels: int
-    ) -> Iterator[Grads]:
-        """Sends the step's micro-batches, each while the server works on the ones before, and takes their
-        gradients in order.
-        """
-        stage, features = self._stages[number], self._features[number]
-        sent = []
-        for index, micro in enumerate(samples.micro_batches(step)):
-            crossed = side.forward(index, features[list(micro.pictures)], levels)
-            values, texts = self._crossing.up(crossed, levels), texts_up(micro.turns)
-            message = Micro(self._requests.next_id(), (values[0], texts[0]), step, index, levels)
-            sent.append(self._requests.send(message, [values[1], texts[1]]))
-        shape = (stage.pictures, *self._crossing.shape(levels))
-        for index, about in enumerate(sent):
-            grads, data = self._requests.reply(about, Grads)
-            side.backward(index, decode(data[GRADIENT], stage.grad_bits, shape))
-            yield grads
+
+class Bars:
+    """A progress bar for each stage.
+
+    Args:
+        name: of the run.
+        stages: how many there are.
+        shown: whether at all.
+    """
+
+    def __init__(self, name: str, stages: int, *, shown: bool) -> None:
+        self._name, self._stages, self._shown = name, stages, shown
+        self._bar: tqdm[None] | None = None
+
+    def stage(self, number: int, steps: int, first: int) -> None:
+        self.close()
+        label = f"{self._name} stage {number + 1}/{self._stages}"
+        self._bar = tqdm(total=steps, initial=first, desc=label, disable=not self._shown or None)
+
+    def step(self, metrics: dict[str, float]) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix({k: f"{v:.3g}" for k, v in metrics.items()}, refresh=False)
+            self._bar.update()
+
+    def close(self) -> None:
+        """Ends the bar that is shown."""
+        if self._bar is not None:
+            self._bar.close()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qtl_core.nn.model import SplitModel
 from qtl_core.nn.quantizer import COMMITMENT_WEIGHT, distortion
-from qtl_training.recipe import SplitStage
+from qtl_core.split_stage import SplitStage
 from qtl_training.stages.optimizing import ScheduledAdamW
 from qtl_training.stages.parts import client_groups
 

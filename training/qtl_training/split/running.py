@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 from tqdm import tqdm
 
 from edge_runtime.config import EdgeConfig
+from edge_runtime.training.client import Link, TrainingClient
 from qtl_core.errors import StorageError
 from qtl_core.keys import load_public, load_secret
 from qtl_training.recipe import Recipe
 from qtl_training.split.agreement import fingerprint
-from qtl_training.split.client import Link, TrainingClient
+from qtl_training.split.client import Bars, TorchRun
 from qtl_training.split.server import TrainingServer, summary
 from qtl_training.split.serving import Serving
 from server_runtime.config import ServerConfig
@@ -95,7 +96,9 @@ def client_run(
         timeout=timeout,
         comeback=comeback,
     )
-    done = TrainingClient(recipe, folder, link, progress=progress).train()
+    run = TorchRun(recipe, folder, progress=progress)
+    with closing(Bars(run.name, len(run.stages), shown=progress)) as bars:
+        done = TrainingClient(run, link, watch=bars).train()
     pictures = max(done.pictures, 1)
     return {
         "checkpoint": str(done.folder),

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from qtl_core.crossing import MicroBatch, Row
+from qtl_core.split_stage import SplitStage
 from qtl_training.digits import questions as q
 from qtl_training.digits.scenes import Scenes, sample
-from qtl_training.recipe import SplitStage
-from qtl_training.split.server_side import Text
-from qtl_training.stages.asking import ask, level_count, typed
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """One micro-batch.
-
-    Attributes:
-        pictures: which pictures, indices into the stage's.
-        turns: questions and answers about each of them.
-    """
-
-    pictures: tuple[int, ...]
-    turns: tuple[tuple[Text, ...], ...]
+from qtl_training.stages.asking import ask, typed
 
 
 class DigitSamples:
@@ -40,11 +25,6 @@ class DigitSamples:
         self._stage, self._seed = stage, seed
         self.scenes: Scenes = sample("train", stage.scenes, seed)
 
-    def levels(self, step: int) -> int:
-        """The step's level count; 0 for features."""
-        rng = np.random.default_rng([self._seed, step, 12])
-        return level_count(self._stage.levels, self._stage.weights, rng)
-
     def micro_batches(self, step: int) -> list[MicroBatch]:
         """The step's micro-batches, no picture twice."""
         stage = self._stage
@@ -55,8 +35,9 @@ class DigitSamples:
         for chosen in np.split(drawn, stage.micro_batches):
             pictures = tuple(chosen.tolist())
             asked = ask(self.scenes, pictures, stage.questions, weights, rng)
-            turns = tuple(
-                tuple((typed(one.text, stage.loose, rng), one.answer) for one in about) for about in asked
+            rows = tuple(
+                Row((place,), tuple((typed(one.text, stage.loose, rng), one.answer) for one in about))
+                for place, about in enumerate(asked)
             )
-            found.append(MicroBatch(pictures, turns))
+            found.append(MicroBatch(pictures, rows))
         return found

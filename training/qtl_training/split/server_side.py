@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from qtl_core.crossing import Row
 from qtl_core.nn.checkpoint import Checkpoint
+from qtl_core.split_stage import SplitStage
 from qtl_training.packing import Turn, Vocabulary, embed, pack, turns_right
-from qtl_training.recipe import SplitStage
 from qtl_training.stages.optimizing import ScheduledAdamW
 from qtl_training.stages.parts import server_groups
-
-Text = tuple[str, str]
-"""A question and its answer."""
 
 
 @dataclass(frozen=True)
@@ -57,25 +55,25 @@ class ServerSide:
         self,
         crossed: NDArray[np.uint8] | NDArray[np.float16],
         levels: int,
-        turns: Sequence[Sequence[Text]],
+        rows: Sequence[Row],
     ) -> MicroResult:
         """Forward and backward of one micro-batch; the weights' gradients add up over a step.
 
         Args:
             crossed: what the client's ``forward`` returned.
             levels: L; 0 for features.
-            turns: questions and answers about each picture.
+            rows: one for each picture, in their order.
         """
         model, words = self._model, self._vocabulary
         given = torch.from_numpy(crossed)
         values = model.vision_quantizer.values(given, levels) if levels else given.float()
         values.requires_grad_()
         features = model.vision_quantizer.restore(values) if levels else values
-        rows = [
-            [Turn(words.ids(question), (*words.ids(answer), words.end)) for question, answer in about]
-            for about in turns
+        turns = [
+            [Turn(words.ids(question), (*words.ids(answer), words.end)) for question, answer in row.turns]
+            for row in rows
         ]
-        packed = pack(rows, words, model.decoder, features.shape[1])
+        packed = pack(turns, words, model.decoder, features.shape[1])
         embeddings, _ = embed(packed, features, model.decoder, None, None)
         hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
         row, place, target = packed.targets.T

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from qtl_core.crossing import GRADIENT, TEXTS, VALUES, WEIGHTS, read_texts
 from qtl_core.errors import MalformedMessage, ProtocolError, RequestRefused
 from qtl_core.messages import (
     Begin,
@@ -37,12 +38,12 @@ from qtl_core.messages import (
     kind,
     line,
 )
+from qtl_core.split_stage import SplitStage
 from qtl_core.wire import by_name, frame_codes
 from qtl_training.local import begun, stage_seed
-from qtl_training.recipe import Recipe, SplitStage
+from qtl_training.recipe import Recipe
 from qtl_training.run_folder import RunFolder, write
 from qtl_training.split.agreement import crossing_of, largest_payload
-from qtl_training.split.crossing import GRADIENT, TEXTS, VALUES, WEIGHTS, read_texts
 from qtl_training.split.gradients import GradientCoder
 from qtl_training.split.partition import client_tensors
 from qtl_training.split.server_side import MicroResult, ServerSide
@@ -200,12 +201,12 @@ class Serving:
             raise MalformedMessage(f"a micro-batch has the frames v and t, this one {sorted(payloads)}")
         if micro.levels not in settings.levels:
             raise RequestRefused("order", f"{micro.levels} levels are not in the recipe's {settings.levels}")
-        turns = read_texts(payloads[TEXTS])
-        if len(turns) != settings.pictures:
-            raise RequestRefused("order", f"{len(turns)} pictures, the recipe has {settings.pictures}")
+        rows = read_texts(payloads[TEXTS], settings.pictures)
+        if [row.pictures for row in rows] != [(place,) for place in range(settings.pictures)]:
+            raise RequestRefused("order", f"a micro-batch has a row for each of {settings.pictures} pictures")
         frame = by_name(micro)[VALUES]
-        crossed = self.crossing.read(frame, payloads[VALUES], micro.levels, len(turns))
-        result = self._side.run(crossed, micro.levels, turns)
+        crossed = self.crossing.read(frame, payloads[VALUES], micro.levels, settings.pictures)
+        result = self._side.run(crossed, micro.levels, rows)
         if not math.isfinite(result.loss):
             raise RequestRefused(
                 "diverged",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from qtl_core.errors import RecipeError
-from qtl_training.recipe import Recipe, SplitStage
+from qtl_core.split_stage import SplitStage
+from qtl_training.recipe import Recipe
 
 
 def stages_of(recipe: Recipe) -> tuple[SplitStage, ...]:

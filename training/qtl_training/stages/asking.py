@@ -39,9 +39,3 @@ def typed(text: str, loose: float, rng: np.random.Generator) -> str:
         text = text.capitalize() if change else text
         text = text.removesuffix("?") if change != 1 else text
     return text
-
-
-def level_count(levels: Sequence[int], weights: Sequence[float], rng: np.random.Generator) -> int:
-    """One of the level counts, drawn by weight; without weights each is as likely."""
-    shares = np.array(weights or [1.0] * len(levels))
-    return int(rng.choice(levels, p=shares / shares.sum()))

@@ -15,13 +15,14 @@ from torch.nn import functional
 from qtl_core.errors import RecipeError
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.nn.quantizer import Quantizer
+from qtl_core.split_stage import level_count
 from qtl_training.digits import questions as q
 from qtl_training.digits.scenes import sample
 from qtl_training.features import Features, tower_features
 from qtl_training.packing import Turn, Vocabulary, embed, pack, turns_right
 from qtl_training.recipe import LanguageStage
 from qtl_training.stages.alignment import Alignment
-from qtl_training.stages.asking import ask, level_count, typed
+from qtl_training.stages.asking import ask, typed
 from qtl_training.stages.independence import independent
 from qtl_training.stages.optimizing import ScheduledAdamW
 from qtl_training.stages.parts import groups

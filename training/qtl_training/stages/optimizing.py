@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from qtl_training.recipe import Optimizer
+from qtl_core.split_stage import Optimizer, schedule
 
 _CLIP_FLOOR = 1e-6  # torch.nn.utils.clip_grad_norm_'s
 
@@ -101,12 +101,3 @@ class ScheduledAdamW:
             }
             if found:
                 self._adamw.state[parameter] = found
-
-
-def schedule(settings: Optimizer, step: int, steps: int) -> float:
-    """Share of the highest learning rate at ``step``: linear warm-up, then cosine to ``end``."""
-    warmup = max(1, round(settings.warmup * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return settings.end + (1 - settings.end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from torch import nn
 
 from qtl_core.nn.model import SplitModel
-from qtl_training.recipe import LanguageStage, SplitStage
+from qtl_core.split_stage import SplitStage
+from qtl_training.recipe import LanguageStage
 from qtl_training.stages.optimizing import Group
 
 _OF_CLIENT = ("in_proj", "k")

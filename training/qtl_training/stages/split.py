@@ -6,8 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from qtl_core.nn.checkpoint import Checkpoint
+from qtl_core.split_stage import SplitStage, levels_of
 from qtl_training.features import Features, tower_features
-from qtl_training.recipe import SplitStage
 from qtl_training.split.client_side import ClientSide
 from qtl_training.split.gradients import GradientCoder
 from qtl_training.split.samples import DigitSamples
@@ -36,6 +36,7 @@ class SplitTraining:
     ) -> None:
         self.steps = stage.stop or stage.steps
         self._model = checkpoint.model
+        self._stage, self._seed = stage, seed
         self._samples = DigitSamples(stage, seed)
         if features is None:
             features = tower_features(checkpoint.model.vision, self._samples.scenes, progress=progress)
@@ -47,11 +48,11 @@ class SplitTraining:
     def run_step(self, step: int) -> dict[str, float]:
         """Trains on the step's micro-batches."""
         self._model.vision.tower.eval()
-        levels = self._samples.levels(step)
+        levels = levels_of(self._stage, self._seed, step)
         loss, tokens, right, turns = 0.0, 0, 0, 0
         for number, micro in enumerate(self._samples.micro_batches(step)):
             crossed = self._client.forward(number, self._features[list(micro.pictures)], levels)
-            result = self._server.run(crossed, levels, micro.turns)
+            result = self._server.run(crossed, levels, micro.rows)
             _, gradient = self._coder.encode(step, number, result.gradient)
             self._client.backward(number, gradient)
             loss, tokens = loss + result.loss, tokens + result.tokens

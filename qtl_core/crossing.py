@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,7 +19,6 @@ from qtl_core.entropy_file import read_tables, tables_name
 from qtl_core.errors import CodeError, MalformedMessage
 from qtl_core.messages import CODEC_FLOAT16, CODEC_PACKED, CODEC_RANS, Frame
 from qtl_core.wire import frame_codes
-from qtl_training.split.server_side import Text
 
 Crossed = NDArray[np.uint8] | NDArray[np.float16]
 
@@ -29,8 +29,36 @@ WEIGHTS: Final = "w"
 MAX_TEXT: Final = 1 << 24
 """Bytes of a micro-batch's texts before compression."""
 
-_Turns = tuple[tuple[tuple[Annotated[str, msgspec.Meta(max_length=1 << 16)], str], ...], ...]
-_TURNS = msgspec.msgpack.Decoder(_Turns)
+_Words = Annotated[str, msgspec.Meta(max_length=1 << 16)]
+_Place = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """Pictures and what is asked about them.
+
+    Attributes:
+        pictures: which of the micro-batch's, in the order in which the prompt shows them.
+        turns: questions and answers.
+    """
+
+    pictures: tuple[_Place, ...]
+    turns: tuple[tuple[_Words, _Words], ...]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One micro-batch.
+
+    Attributes:
+        pictures: which pictures, indices into the data's.
+        rows: what is asked about them.
+    """
+
+    pictures: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+
+_ROWS = msgspec.msgpack.Decoder(tuple[Row, ...])
 
 
 class Crossing:
@@ -107,17 +135,22 @@ class Crossing:
         return entropy.decode(data, tables, shape)
 
 
-def texts_up(turns: Sequence[Sequence[Text]]) -> tuple[Frame, bytes]:
+def texts_up(rows: Sequence[Row]) -> tuple[Frame, bytes]:
     """The payload of questions and answers: msgpack, deflated."""
-    data = zlib.compress(msgspec.msgpack.encode(turns), 9)
+    data = zlib.compress(msgspec.msgpack.encode(rows), 9)
     return frame_codes(TEXTS, data), data
 
 
-def read_texts(data: bytes) -> tuple[tuple[Text, ...], ...]:
+def read_texts(data: bytes, pictures: int) -> tuple[Row, ...]:
     """What ``texts_up`` made, checked.
 
+    Args:
+        data: the payload.
+        pictures: in the micro-batch.
+
     Raises:
-        MalformedMessage: no texts, more than ``MAX_TEXT`` bytes of them, or a picture without any.
+        MalformedMessage: no texts, more than ``MAX_TEXT`` bytes of them, a question without an answer, or
+            about a picture that is not there.
     """
     inflate = zlib.decompressobj()
     try:
@@ -126,9 +159,11 @@ def read_texts(data: bytes) -> tuple[tuple[Text, ...], ...]:
             raise MalformedMessage(
                 f"the texts do not end within {MAX_TEXT} bytes; send smaller micro-batches"
             )
-        turns = _TURNS.decode(plain)
+        rows = _ROWS.decode(plain)
     except (zlib.error, msgspec.MsgspecError) as error:
         raise MalformedMessage(f"the texts of a micro-batch cannot be read: {error}") from error
-    if not turns or not all(turns) or not all(answer for about in turns for _, answer in about):
-        raise MalformedMessage("a micro-batch needs a question and an answer for every picture")
-    return turns
+    if not rows or not all(row.turns and all(answer for _, answer in row.turns) for row in rows):
+        raise MalformedMessage("a micro-batch needs a question and an answer in every row")
+    if any(place >= pictures for row in rows for place in row.pictures):
+        raise MalformedMessage(f"a row names a picture beyond the micro-batch's {pictures}")
+    return rows

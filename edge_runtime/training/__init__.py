@@ -1,0 +1,1 @@
+"""Split training on the side that has the pictures. No PyTorch."""

@@ -1,0 +1,220 @@
+"""Split training's client: steps through a run with a server, and through whatever happens to either."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from edge_runtime.dealer import Dealer
+from edge_runtime.session import Session, Traffic
+from edge_runtime.training.partition import ClientRun, StageSide
+from edge_runtime.training.requests import NewServer, Requests
+from edge_runtime.transport import Transport
+from qtl_core import __version__
+from qtl_core.crossing import GRADIENT, WEIGHTS, texts_up
+from qtl_core.gradients import decode
+from qtl_core.keys import KeyPair
+from qtl_core.messages import (
+    CAN_TRAIN,
+    PROTOCOL,
+    Begin,
+    Grads,
+    Hello,
+    Limits,
+    Micro,
+    Norm,
+    Point,
+    Start,
+    Taken,
+    Total,
+    Weights,
+)
+from qtl_core.split_stage import levels_of
+from qtl_core.wire import frame_codes
+
+_AGENT: Final = f"qtl-train/{__version__}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """How a client reaches its server.
+
+    Attributes:
+        server: the address.
+        keys: this client's CURVE pair; None for plaintext.
+        server_key: the server's public key, with ``keys``.
+        timeout: seconds to wait for a connection.
+        comeback: seconds that a lost server has to come back.
+    """
+
+    server: str
+    keys: KeyPair | None = None
+    server_key: bytes | None = None
+    timeout: float = 30.0
+    comeback: float = 600.0
+
+
+@dataclass
+class Done:
+    """What a finished run came to.
+
+    Attributes:
+        steps: optimizer steps taken here, replayed ones too.
+        pictures: sent.
+        traffic: bytes on the wire, framing included, handshakes too.
+        seconds: from the first step on.
+        folder: this side's weights.
+    """
+
+    steps: int = 0
+    pictures: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
+    seconds: float = 0.0
+    folder: Path = Path()
+
+
+class Watch(Protocol):
+    """Told how a run goes; a progress bar is one."""
+
+    def stage(self, number: int, steps: int, first: int) -> None:
+        """A stage begins at its step ``first``."""
+        ...
+
+    def step(self, metrics: dict[str, float]) -> None:
+        """A step is done."""
+        ...
+
+
+class TrainingClient:
+    """One training run on the client's side.
+
+    Args:
+        run: what is trained here.
+        link: how to reach the server.
+        watch: told of every step.
+        clock: seconds that only grow.
+        transport: makes the connection from the largest payload; a ZeroMQ DEALER if not given.
+    """
+
+    def __init__(
+        self,
+        run: ClientRun,
+        link: Link,
+        *,
+        watch: Watch,
+        clock: Callable[[], float] = time.monotonic,
+        transport: Callable[[int], Transport] | None = None,
+    ) -> None:
+        self._run, self._link, self._watch, self._clock = run, link, watch, clock
+        limits = Limits(max_payload=run.largest, max_question=0, max_tokens=0, idle_ms=0)
+        hello = Hello(
+            protocol=PROTOCOL,
+            fingerprint=run.fingerprint,
+            codecs=(),
+            text="train",
+            agent=_AGENT,
+            capabilities=(CAN_TRAIN,),
+        )
+        self._session = Session(
+            (transport or self._dealer)(run.largest), hello, timeout=link.timeout, clock=clock
+        )
+        self._requests = Requests(self._session, limits, comeback=link.comeback)
+        self._traffic = Traffic()
+
+    def train(self) -> Done:
+        """Trains to the end of the run, through whatever happens to the connection or the server.
+
+        Raises:
+            LinkError: the server is not there, or did not come back.
+            RefusedError: it refused the run, or a step.
+            StorageError: a snapshot cannot be written.
+        """
+        done = Done()
+        started = self._clock()
+        try:
+            with self._session.billed_to(self._traffic):
+                self._session.open()
+                while True:
+                    try:
+                        self._follow(self._begin(), done)
+                        break
+                    except NewServer:
+                        continue
+        finally:
+            self._session.close()
+        done.seconds = self._clock() - started
+        done.traffic = Traffic(
+            self._traffic.up + self._session.handshakes.up, self._traffic.down + self._session.handshakes.down
+        )
+        return done
+
+    def _dealer(self, largest: int) -> Transport:
+        link = self._link
+        return Dealer(link.server, keys=link.keys, server_key=link.server_key, max_payload=largest)
+
+    def _begin(self) -> Point:
+        holds = tuple(Point(stage, step) for stage, step in self._run.points())
+        begin = Begin(self._requests.next_id(), holds)
+        start, _ = self._requests.reply(self._requests.send(begin), Start)
+        return start.point
+
+    def _follow(self, point: Point, done: Done) -> None:
+        """Trains from this moment to the end."""
+        run = self._run
+        run.back_to(point.stage, point.step)
+        first = point.step
+        for number in range(point.stage, len(run.stages)):
+            stage = run.stages[number]
+            side = run.enter(number)
+            steps = stage.stop or stage.steps
+            self._watch.stage(number, steps, first)
+            for step in range(first, steps):
+                save_now, metrics = self._step(side, number, step)
+                done.steps += 1
+                done.pictures += stage.micro_batches * stage.pictures
+                self._watch.step(metrics)
+                if step % run.log_every == 0 or step + 1 == steps:
+                    run.log({"stage": number, "step": step, **metrics})
+                if save_now and step + 1 < steps:
+                    run.save(number, step + 1)
+            run.save(number + 1, 0)
+            first = 0
+        data = run.weights()
+        weights = Weights(self._requests.next_id(), (frame_codes(WEIGHTS, data),))
+        self._requests.reply(self._requests.send(weights, [data]), Taken)
+        done.folder = run.finish()
+
+    def _step(self, side: StageSide, number: int, step: int) -> tuple[bool, dict[str, float]]:
+        levels = levels_of(self._run.stages[number], self._run.seeds[number], step)
+        grads = list(self._micro_batches(side, number, step, levels))
+        tokens = sum(one.tokens for one in grads)
+        own = side.squared_norm(tokens)
+        norm = Norm(self._requests.next_id(), step, own)
+        total, _ = self._requests.reply(self._requests.send(norm), Total)
+        side.apply(step, total.squared)
+        turns = sum(one.turns for one in grads)
+        return total.save, {
+            "loss": sum(one.loss for one in grads) / tokens,
+            "right": 100 * sum(one.right for one in grads) / turns,
+            "norm": total.squared**0.5,
+            "levels": float(levels),
+        }
+
+    def _micro_batches(self, side: StageSide, number: int, step: int, levels: int) -> Iterator[Grads]:
+        """Sends the step's micro-batches, each while the server works on the ones before, and takes their
+        gradients in order.
+        """
+        crossing = self._run.crossing
+        sent = []
+        for index, micro in enumerate(side.micro_batches(step)):
+            crossed = side.forward(index, micro.pictures, levels)
+            values, texts = crossing.up(crossed, levels), texts_up(micro.rows)
+            message = Micro(self._requests.next_id(), (values[0], texts[0]), step, index, levels)
+            sent.append((self._requests.send(message, [values[1], texts[1]]), crossed.shape))
+        for index, (about, shape) in enumerate(sent):
+            grads, data = self._requests.reply(about, Grads)
+            side.backward(index, decode(data[GRADIENT], self._run.stages[number].grad_bits, shape))
+            yield grads
