@@ -10,6 +10,7 @@ tests and commands, and writes docs/aarch64.json and docs/aarch64.md. It needs r
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -94,6 +95,8 @@ def cli(
 
     started = time.monotonic()
     emulation.require()
+    # As on Ctrl-C: what was started and registered ends with us.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     progress = Progress()
     with emulation.alone(work), emulation.interpreter(), ExitStack() as stack:
         if fresh:

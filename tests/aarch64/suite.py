@@ -220,9 +220,13 @@ def encode_here(checkout: Path, work: Path, jobs: int, each: Each) -> None:
     command = [sys.executable, str(checkout / _ENCODE), str(work), HERE, str(jobs)]
     env = {**os.environ, **_ENV, "PYTHONPATH": str(checkout)}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            each(int(line.split()[1]))
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                each(int(line.split()[1]))
+        except BaseException:
+            process.kill()
+            raise
     if process.returncode:
         raise HostError(f"encoding on this machine ended with exit code {process.returncode}; see above")
 
