@@ -346,14 +346,16 @@ class Total(msgspec.Struct, frozen=True, array_like=True, tag=17):
 
 
 class Weights(msgspec.Struct, frozen=True, array_like=True, tag=18):
-    """Client to training server: the trained client partition. Frame: "w" its tensors as safetensors."""
+    """Client to training server: the trained client partition at the run's end, or the decoder half of a
+    fitted quantizer before a stage's first step. Frame: "w" its tensors as safetensors.
+    """
 
     id: RequestId
     frames: Annotated[tuple[Frame, ...], Meta(max_length=MAX_FRAMES)]
 
 
 class Taken(msgspec.Struct, frozen=True, array_like=True, tag=19):
-    """Training server to client: the finished checkpoint is written."""
+    """Training server to client: the weights are taken over (at the end, the checkpoint is written)."""
 
     id: RequestId
 

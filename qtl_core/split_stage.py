@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -49,6 +50,10 @@ class SplitStage(
         loose: share of questions that begin with a capital letter, or lack the question mark.
         levels: level counts to draw from, one a step; 0 sends half-precision features.
         weights: how often each is drawn; empty: equally often.
+        fit_quantizer: before the first step the quantizer is fitted to features in closed form, which begins
+            it anew; the server gets its half of it.
+        rotation: how the fit rotates the principal directions: "random" spreads what they say evenly over the
+            codes; "independent" finds directions whose codes rarely change and cost few bits.
         grad_bits: bits of a value of the gradients that come back: 32 (exact), 16, 8, 4 or 2.
         train: which parts learn: "connector", "decoder", "vision_quantizer".
         optimizer: for connector and decoder.
@@ -66,6 +71,8 @@ class SplitStage(
     loose: float = 0.0
     levels: tuple[int, ...] = (4,)
     weights: tuple[float, ...] = ()
+    fit_quantizer: bool = False
+    rotation: Literal["random", "independent"] = "random"
     grad_bits: int = 32
     train: tuple[str, ...] = ("connector", "vision_quantizer")
     optimizer: Optimizer
@@ -89,6 +96,8 @@ def check(stage: SplitStage, where: str) -> None:
         raise RecipeError(f"{where}: grad_bits is {stage.grad_bits}, it must be one of {known}")
     if not stage.levels:
         raise RecipeError(f"{where}: levels is empty; name level counts, or 0 for features")
+    if stage.fit_quantizer and "vision_quantizer" not in stage.train:
+        raise RecipeError(f"{where}: fit_quantizer begins the vision quantizer anew; it must be in `train`")
     if stage.micro_batches < 1 or stage.pictures < 1 or stage.questions < 1:
         raise RecipeError(f"{where}: micro_batches, pictures and questions must each be at least 1")
     if stage.micro_batches * stage.pictures > stage.scenes:

@@ -169,6 +169,8 @@ class TrainingClient:
         for number in range(point.stage, len(run.stages)):
             stage = run.stages[number]
             side = run.enter(number)
+            if stage.fit_quantizer and not first:
+                self._hand_over(side.fit())
             steps = stage.stop or stage.steps
             self._watch.stage(number, steps, first)
             for step in range(first, steps):
@@ -182,10 +184,12 @@ class TrainingClient:
                     run.save(number, step + 1)
             run.save(number + 1, 0)
             first = 0
-        data = run.weights()
-        weights = Weights(self._requests.next_id(), (frame_codes(WEIGHTS, data),))
-        self._requests.reply(self._requests.send(weights, [data]), Taken)
+        self._hand_over(run.weights())
         done.folder = run.finish()
+
+    def _hand_over(self, tensors: bytes) -> None:
+        weights = Weights(self._requests.next_id(), (frame_codes(WEIGHTS, tensors),))
+        self._requests.reply(self._requests.send(weights, [tensors]), Taken)
 
     def _step(self, side: StageSide, number: int, step: int) -> tuple[bool, dict[str, float]]:
         levels = levels_of(self._run.stages[number], self._run.seeds[number], step)

@@ -16,6 +16,14 @@ from qtl_core.split_stage import SplitStage
 class StageSide(Protocol):
     """The client's side of one stage: connector, and the encoder half of the quantizer."""
 
+    def fit(self) -> bytes:
+        """Fits the quantizer to features, and returns the server's half of it as safetensors.
+
+        Raises:
+            RecipeError: this client cannot.
+        """
+        ...
+
     def micro_batches(self, step: int) -> Sequence[MicroBatch]:
         """The step's data; the same whenever it is asked for."""
         ...

@@ -49,6 +49,14 @@ def test_a_wrong_setting_is_named(tmp_path: Path, change: tuple[str, str], messa
         read_recipe(file)
 
 
+def test_a_fit_needs_the_quantizer_to_learn(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    split = GOOD.replace('kind = "language"', 'kind = "split"\nmicro_batches = 1\npictures = 1')
+    file.write_text(split.replace("steps = 1", 'steps = 1\nfit_quantizer = true\ntrain = ["connector"]'))
+    with pytest.raises(RecipeError, match=r"fit_quantizer begins .* must be in `train`"):
+        read_recipe(file)
+
+
 def test_no_steps_where_fitting_is_all(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text(GOOD.replace("steps = 1", "steps = 0\nfit_quantizers = true"))

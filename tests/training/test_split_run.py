@@ -53,6 +53,7 @@ micro_batches = 3
 pictures = 4
 questions = 2
 levels = [4, 0, 3]
+fit_quantizer = true
 grad_bits = {bits}
 train = ["connector", "vision_quantizer"]
 optimizer = {{ lr = 1e-3 }}

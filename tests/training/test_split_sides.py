@@ -8,10 +8,11 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from torch.nn import functional
 
 from qtl_core import shipped
-from qtl_core.errors import RecipeError
+from qtl_core.errors import MalformedMessage, RecipeError
 from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint
 from qtl_core.split_stage import Optimizer, SplitStage, levels_of
 from qtl_training.features import tower_features
@@ -19,6 +20,7 @@ from qtl_training.packing import Turn, Vocabulary, embed, pack
 from qtl_training.recipe import read_recipe
 from qtl_training.split.client_side import ClientSide
 from qtl_training.split.gradients import GradientCoder
+from qtl_training.split.partition import server_tensors, take
 from qtl_training.split.samples import DigitSamples
 from qtl_training.split.server_side import ServerSide
 from qtl_training.stages.split import SplitTraining
@@ -170,3 +172,45 @@ def test_settings_that_cannot_be(tmp_path: Path, setting: str, says: str) -> Non
     )
     with pytest.raises(RecipeError, match=says):
         read_recipe(file)
+
+
+def test_a_fit_begins_the_quantizer_anew_on_both_sides(checkpoint: Checkpoint) -> None:
+    stage = msgspec.structs.replace(STAGE, fit_quantizer=True, rotation="independent", scenes=48)
+    client_only, server_only = checkpoint, load_checkpoint(shipped.digits())
+    samples = DigitSamples(stage, 3)
+    features = tower_features(client_only.model.vision, samples.scenes, progress=False)
+    fitted = ClientSide(client_only.model, stage).fit(features, 3)
+    take(
+        save({name: value.contiguous() for name, value in fitted.items()}), server_tensors(server_only.model)
+    )
+    before = load_checkpoint(shipped.digits()).model.vision_quantizer
+    client, server = client_only.model.vision_quantizer, server_only.model.vision_quantizer
+    assert not torch.equal(client.in_proj.weight, before.in_proj.weight)
+    assert torch.equal(client.out_proj.weight, server.out_proj.weight)
+    assert torch.equal(server.in_proj.weight, before.in_proj.weight)
+    with torch.inference_mode():
+        at_cut = client_only.model.vision.connector(features.float())
+        restored = server.decode(client.encode(at_cut, 4), 4)
+    # What a fit to these very pictures loses of their variance at 2 bits.
+    assert float((restored - at_cut).var() / at_cut.var()) < 0.3
+
+
+@pytest.mark.parametrize("change", ["nothing", "shape", "more", "nan", "bytes"])
+def test_weights_that_do_not_fit_change_nothing(checkpoint: Checkpoint, change: str) -> None:
+    own = server_tensors(checkpoint.model)
+    before = {name: value.clone() for name, value in own.items()}
+    sent = {name: value.clone() + 1 for name, value in own.items()}
+    name = "vision_quantizer.out_proj.bias"
+    match change:
+        case "nothing":
+            sent.pop(name)
+        case "shape":
+            sent[name] = sent[name][:-1].clone()
+        case "more":
+            sent["decoder"] = sent[name].clone()
+        case "nan":
+            sent[name][0] = torch.nan
+    data = save(sent)
+    with pytest.raises(MalformedMessage, match="the client's weights"):
+        take(data[:-1] if change == "bytes" else data, own)
+    assert all(torch.equal(before[name], value) for name, value in own.items())

@@ -119,7 +119,7 @@ def _stage(checkpoint: Checkpoint, stage: Stage, seed: int, *, resumed: bool, pr
     if isinstance(stage, TowerStage):
         return TowerTraining(checkpoint.model, stage, seed)
     if isinstance(stage, SplitStage):
-        return SplitTraining(checkpoint, stage, seed, progress=progress)
+        return SplitTraining(checkpoint, stage, seed, resumed=resumed, progress=progress)
     return LanguageTraining(checkpoint, stage, seed, resumed=resumed, progress=progress)
 
 
@@ -127,7 +127,9 @@ def _start(recipe: Recipe, folder: Path) -> Checkpoint:
     if recipe.model is None:
         checkpoint = load_checkpoint(shipped.digits() if recipe.start == "shipped" else recipe.start)
         if recipe.vision is not None:
-            return requantized(checkpoint, recipe.vision, recipe.seed)
+            first = recipe.stages[0]
+            anew = isinstance(first, SplitStage) and first.fit_quantizer
+            return requantized(checkpoint, recipe.vision, recipe.seed, anew=anew)
         # Further quantizers fit the features that they were fitted to.
         moves = any(isinstance(stage, TowerStage) or "connector" in stage.train for stage in recipe.stages)
         return dataclasses.replace(checkpoint, further={}) if moves else checkpoint
@@ -139,15 +141,18 @@ def _start(recipe: Recipe, folder: Path) -> Checkpoint:
     return checkpoint
 
 
-def requantized(checkpoint: Checkpoint, vision: QuantizerSettings, seed: int) -> Checkpoint:
+def requantized(
+    checkpoint: Checkpoint, vision: QuantizerSettings, seed: int, *, anew: bool = False
+) -> Checkpoint:
     """The checkpoint with another vision quantizer in place of its own, and no further ones.
 
-    Of the same geometry it begins with the weights of the one before, and with its k at the new L.
+    Of the same geometry it begins with the weights of the one before, and with its k at the new L, unless
+    it is to begin ``anew``.
     """
     torch.manual_seed(seed)
     before = checkpoint.model.vision_quantizer
     quantizer = vision.build(before.width)
-    if (quantizer.code_dim, quantizer.merge) == (before.code_dim, before.merge):
+    if not anew and (quantizer.code_dim, quantizer.merge) == (before.code_dim, before.merge):
         kept = {name: value for name, value in before.state_dict().items() if not name.startswith("k")}
         quantizer.load_state_dict(kept, strict=False)
         quantizer.k.data.copy_(before.k_for(vision.levels).detach().expand_as(quantizer.k))

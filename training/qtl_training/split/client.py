@@ -25,13 +25,18 @@ from qtl_training.split.client_side import ClientSide
 from qtl_training.split.partition import client_tensors
 from qtl_training.split.samples import DigitSamples
 from qtl_training.split.stages import stages_of
+from qtl_training.stages.fitting import PICTURES
 
 
 class _Stage:
     """One stage: its data, the tower's features of it, and the side that learns."""
 
-    def __init__(self, side: ClientSide, samples: DigitSamples, features: Features) -> None:
-        self.side, self._samples, self._features = side, samples, features
+    def __init__(self, side: ClientSide, samples: DigitSamples, features: Features, seed: int) -> None:
+        self.side, self._samples, self._features, self._seed = side, samples, features, seed
+
+    def fit(self) -> bytes:
+        fitted = self.side.fit(self._features[:PICTURES], self._seed)
+        return save({name: value.contiguous() for name, value in fitted.items()})
 
     def micro_batches(self, step: int) -> Sequence[MicroBatch]:
         return self._samples.micro_batches(step)
@@ -95,7 +100,7 @@ class TorchRun:
         side = ClientSide(model, settings)
         side.load({k.removeprefix("client."): v for k, v in self._state.items() if k.startswith("client.")})
         self._state = {}
-        self._stage = _Stage(side, samples, self._features[stage])
+        self._stage = _Stage(side, samples, self._features[stage], seed)
         return self._stage
 
     def save(self, stage: int, step: int) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from qtl_core.nn.model import SplitModel
 from qtl_core.nn.quantizer import COMMITMENT_WEIGHT, distortion
 from qtl_core.split_stage import SplitStage
+from qtl_training.split.partition import server_tensors
+from qtl_training.stages.fitting import fit
 from qtl_training.stages.optimizing import ScheduledAdamW
 from qtl_training.stages.parts import client_groups
 
@@ -38,6 +40,21 @@ class ClientSide:
         self._optimizer = ScheduledAdamW(stage.optimizer, stage.steps, client_groups(model, stage))
         self._sent: dict[int, _Sent] = {}
         self._own: list[Tensor | None] = [None for _ in self._optimizer.parameters]
+
+    def fit(self, features: Tensor, seed: int) -> dict[str, Tensor]:
+        """Begins the quantizer anew, in closed form.
+
+        Args:
+            features: the tower's, [pictures, tokens, tower width]; a few hundred pictures or more.
+            seed: of its rotation.
+
+        Returns:
+            What the server needs of it, by name.
+        """
+        with torch.no_grad():
+            at_cut = self._model.vision.connector(features.float())
+            fit(self._model.vision_quantizer, at_cut, self._stage.rotation, seed)
+        return server_tensors(self._model)
 
     def forward(self, micro: int, features: Tensor, levels: int) -> NDArray[np.uint8] | NDArray[np.float16]:
         """What crosses for one micro-batch.

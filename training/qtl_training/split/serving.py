@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from qtl_core.crossing import GRADIENT, TEXTS, VALUES, WEIGHTS, read_texts
@@ -45,7 +43,7 @@ from qtl_training.recipe import Recipe
 from qtl_training.run_folder import RunFolder, write
 from qtl_training.split.agreement import crossing_of, largest_payload
 from qtl_training.split.gradients import GradientCoder
-from qtl_training.split.partition import client_tensors
+from qtl_training.split.partition import client_tensors, server_tensors, take
 from qtl_training.split.server_side import MicroResult, ServerSide
 from qtl_training.split.stages import stages_of
 
@@ -145,7 +143,7 @@ class Serving:
         if isinstance(message, Norm):
             return [self._keep(about, self._step(message))]
         if isinstance(message, Weights):
-            return [self._keep(about, self._finish(message, payloads))]
+            return [self._keep(about, self._weights(message, payloads))]
         raise MalformedMessage(f"a training client does not send {kind(message)}")
 
     def _begin(self, begin: Begin) -> Reply:
@@ -171,6 +169,7 @@ class Serving:
         if stage == len(self.stages):
             return
         settings = self.stages[stage]
+        self._fitted = step > 0 or not settings.fit_quantizer
         torch.manual_seed(stage_seed(self.recipe, stage))
         self._checkpoint.model.train()
         self._side = ServerSide(self._checkpoint, settings)
@@ -180,6 +179,8 @@ class Serving:
 
     def _micro(self, micro: Micro, payloads: Mapping[str, bytes]) -> list[Reply]:
         settings = self._settings(micro.step)
+        if not self._fitted:
+            raise RequestRefused("order", "this stage begins with a fit of the quantizer: send WEIGHTS first")
         if micro.micro >= settings.micro_batches:
             raise RequestRefused(
                 "order", f"micro-batch {micro.micro} of {settings.micro_batches}: the recipes differ"
@@ -266,29 +267,18 @@ class Serving:
             self._saved = self._clock()
         return Total(norm.id, squared, save), []
 
-    def _finish(self, weights: Weights, payloads: Mapping[str, bytes]) -> Reply:
-        if self._now.stage != len(self.stages):
-            raise RequestRefused("order", "the run is not at its end yet")
-        try:
-            tensors = load(payloads.get(WEIGHTS, b""))
-        except SafetensorError as error:
-            raise MalformedMessage(f"the client's weights are no safetensors: {error}") from error
-        own = client_tensors(self._checkpoint.model)
-        wrong = [
-            name
-            for name in sorted({*own, *tensors})
-            if name not in own or name not in tensors or own[name].shape != tensors[name].shape
-        ]
-        if wrong or not all(torch.isfinite(value).all() for value in tensors.values()):
-            raise MalformedMessage(
-                f"the client's weights do not fit this model: {', '.join(wrong[:5]) or 'not finite'}"
-            )
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(tensors[name])
-        shutil.rmtree(self._run.finished, ignore_errors=True)
-        write(self._run.finished, self._checkpoint)
-        self.finished = True
+    def _weights(self, weights: Weights, payloads: Mapping[str, bytes]) -> Reply:
+        data = payloads.get(WEIGHTS, b"")
+        if self._now.stage == len(self.stages):
+            take(data, client_tensors(self._checkpoint.model))
+            shutil.rmtree(self._run.finished, ignore_errors=True)
+            write(self._run.finished, self._checkpoint)
+            self.finished = True
+        elif self._settings(0).fit_quantizer and not self._next:
+            take(data, server_tensors(self._checkpoint.model))
+            self._fitted = True
+        else:
+            raise RequestRefused("order", "no weights are due: the run is neither at its end nor at a fit")
         return Taken(weights.id), []
 
     @property

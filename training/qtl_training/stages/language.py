@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,10 @@ from qtl_training.packing import Turn, Vocabulary, embed, pack, turns_right
 from qtl_training.recipe import LanguageStage
 from qtl_training.stages.alignment import Alignment
 from qtl_training.stages.asking import ask, typed
-from qtl_training.stages.independence import independent
+from qtl_training.stages.fitting import PICTURES, fit
 from qtl_training.stages.optimizing import ScheduledAdamW
 from qtl_training.stages.parts import groups
 
-_FIT_PICTURES = 3072
 _MEMORY = 0.97  # of the running accuracy of each question type, per step
 _FLOOR = 0.12  # weight of a question type that is always answered right
 
@@ -138,7 +136,7 @@ class LanguageTraining:
         model, stage = self._model, self._stage
         if not stage.picture_scale and not stage.fit_quantizers:
             return
-        pictures = model.vision.connector(self._features[:_FIT_PICTURES].float())
+        pictures = model.vision.connector(self._features[:PICTURES].float())
         if stage.picture_scale:
             last: Any = model.vision.connector.linear_2
             factor = stage.picture_scale / float(pictures.std())
@@ -152,9 +150,7 @@ class LanguageTraining:
     def _fit(self, pictures: Tensor) -> None:
         model, train = self._model, self._stage.train
         if "vision_quantizer" in train:
-            independently = self._stage.rotation == "independent"
-            chosen = {"rotate": partial(independent, seed=self._seed)} if independently else {}
-            model.vision_quantizer.fit(pictures, seed=self._seed, **chosen)
+            fit(model.vision_quantizer, pictures, self._stage.rotation, self._seed)
         if "language_quantizer" not in train:
             return
         ids = sorted({token for text in q.every_wording() for token in self._vocabulary.ids(text)})

@@ -12,6 +12,7 @@ from qtl_training.split.client_side import ClientSide
 from qtl_training.split.gradients import GradientCoder
 from qtl_training.split.samples import DigitSamples
 from qtl_training.split.server_side import ServerSide
+from qtl_training.stages.fitting import PICTURES
 
 
 class SplitTraining:
@@ -21,6 +22,7 @@ class SplitTraining:
         checkpoint: its model is trained in place; the tower stays as it is.
         stage: the recipe's settings.
         seed: of scenes, questions, level counts and the gradients' rounding.
+        resumed: whether the model has been trained in this stage before.
         progress: whether to show a bar while features are computed.
         features: the tower's features of the stage's scenes; computed here otherwise.
     """
@@ -31,6 +33,7 @@ class SplitTraining:
         stage: SplitStage,
         seed: int,
         *,
+        resumed: bool = False,
         progress: bool = True,
         features: Features | None = None,
     ) -> None:
@@ -43,6 +46,8 @@ class SplitTraining:
         self._features: Features = features
         self._client: ClientSide = ClientSide(checkpoint.model, stage)
         self._server: ServerSide = ServerSide(checkpoint, stage)
+        if stage.fit_quantizer and not resumed:
+            self._client.fit(self._features[:PICTURES], seed)
         self._coder = GradientCoder(seed, stage.grad_bits)
 
     def run_step(self, step: int) -> dict[str, float]:
