@@ -37,6 +37,10 @@ _SHORT: Final = 255
 CURVE_OVERHEAD: Final = 33
 """What CURVE adds to a frame: 8 command name, 8 nonce, 16 authenticator, 1 flags."""
 
+PIECE: Final = 1 << 18
+"""Bytes of a payload in one ZeroMQ frame. A heartbeat waits behind the frame that is under way, and a frame
+counts as a sign of life when it is whole: one that takes long on a slow link would look like a dead peer."""
+
 PAD: Final = "pad"
 """Name of the padding, the last payload of an ASK that has it. All payloads then travel joined in one frame:
 CURVE encrypts frame by frame, and the length of each one shows."""
@@ -62,7 +66,8 @@ def join(message: Message, payloads: Sequence[bytes] = ()) -> list[bytes]:
         payloads: one for each of ``message.frames``, in order; empty for messages without.
 
     Returns:
-        The header, then a frame for each payload; where the last of them is padding, one frame for all.
+        The header, then a frame for each payload, or several for one above ``PIECE``; where the last of the
+        payloads is padding, one frame for all.
 
     Raises:
         MalformedMessage: payloads that are not the ones the header announces, padding that is not the last
@@ -81,7 +86,9 @@ def join(message: Message, payloads: Sequence[bytes] = ()) -> list[bytes]:
             f"the {kind(message)} header takes {len(header)} bytes, more than {HEADER_CAP}; shorten its text",
             about=getattr(message, "id", 0),
         )
-    return [header, b"".join(payloads)] if _is_joined(announced) else [header, *payloads]
+    if _is_joined(announced):
+        return [header, b"".join(payloads)]
+    return [header, *(piece for payload in payloads for piece in _pieces(payload))]
 
 
 def pad(ask: Ask, payloads: Sequence[bytes], multiple: int, curve: bool = False) -> tuple[Ask, list[bytes]]:
@@ -137,15 +144,17 @@ def split(frames: Sequence[bytes], limits: Limits | None = None) -> tuple[Messag
     """
     if not frames:
         raise MalformedMessage("a message without frames; frame 0 must be the header")
-    if len(frames) > 1 + MAX_FRAMES:
-        raise MalformedMessage(f"a message of {len(frames)} frames; at most {1 + MAX_FRAMES} are allowed")
+    most = 1 + MAX_FRAMES + sum(map(len, frames)) // PIECE
+    if len(frames) > most:
+        raise MalformedMessage(f"a message of {len(frames)} frames; at most {most} are allowed")
     if len(frames[0]) > HEADER_CAP:
         raise MessageTooLarge(f"a header of {len(frames[0])} bytes; at most {HEADER_CAP} are allowed")
     message = decode_header(frames[0])
     announced, payloads = _announced(message), frames[1:]
     about = int(getattr(message, "id", 0))
     joined = _is_joined(announced, about)
-    expected = 1 if joined else len(announced)
+    counts = [max(1, -(-frame.size // PIECE)) for frame in announced]
+    expected = 1 if joined else sum(counts)
     if expected != len(payloads):
         raise MalformedMessage(
             f"the {kind(message)} header announces {expected} payload frames, {len(payloads)} followed",
@@ -161,6 +170,8 @@ def split(frames: Sequence[bytes], limits: Limits | None = None) -> tuple[Messag
             )
     if joined:
         payloads = _apart(announced, payloads[0], about)
+    elif expected > len(announced):
+        payloads = _whole(payloads, counts, about)
     named: dict[str, bytes] = {}
     for frame, payload in zip(announced, payloads, strict=True):
         _check(frame, payload, limits, about)
@@ -233,6 +244,25 @@ def _apart(announced: Sequence[Frame], joined: bytes, about: int) -> list[bytes]
             about=about,
         )
     return [joined[end - frame.size : end] for frame, end in zip(announced, ends, strict=True)]
+
+
+def _pieces(payload: bytes) -> list[bytes]:
+    return [payload[at : at + PIECE] for at in range(0, max(1, len(payload)), PIECE)]
+
+
+def _whole(frames: Sequence[bytes], counts: Sequence[int], about: int) -> list[bytes]:
+    """The payloads of frames, so many for each."""
+    found, ends = [], list(accumulate(counts))
+    for end, count in zip(ends, counts, strict=True):
+        pieces = frames[end - count : end]
+        if any(len(piece) != PIECE for piece in pieces[:-1]):
+            raise MalformedMessage(
+                f"a payload in {count} frames has {PIECE} bytes in each but the last, these have "
+                f"{[len(piece) for piece in pieces]}",
+                about=about,
+            )
+        found.append(b"".join(pieces))
+    return found
 
 
 def _check(frame: Frame, payload: bytes, limits: Limits | None, about: int) -> None:

@@ -116,7 +116,8 @@ def test_every_reason_and_code_is_on_both_pages(page: str, names: tuple[str, ...
 
 def test_numbers(page: str) -> None:
     assert f"{wire.HEADER_CAP} bytes" in page
-    assert f"{messages.MAX_FRAMES} payload frames" in page
+    assert f"at most {messages.MAX_FRAMES}. Each travels" in page
+    assert f"more than {wire.PIECE} bytes" in page
     assert f"{wire.CURVE_OVERHEAD} bytes" in page
     assert f"protocol version {messages.PROTOCOL}" in page
     assert f"{sockets.HEARTBEAT_MS // 1000} seconds" in page

@@ -56,6 +56,29 @@ def test_every_truncation_of_a_payload_is_noticed() -> None:
         assert caught.value.about == 3
 
 
+@pytest.mark.parametrize("size", [0, 1, wire.PIECE - 1, wire.PIECE, wire.PIECE + 1, 3 * wire.PIECE, 700_000])
+def test_long_payloads_travel_in_pieces(size: int) -> None:
+    payloads = [bytes(range(256)) * (size // 256) + bytes(size % 256), b"short"]
+    header = messages.Micro(1, tuple(map(wire.frame_codes, "vt", payloads)), 0, 0, 4)
+    frames = wire.join(header, payloads)
+    assert len(frames) == 2 + max(1, -(-size // wire.PIECE)) and max(map(len, frames)) <= wire.PIECE
+    limits = messages.Limits(max_payload=max(size, 5), max_question=0, max_tokens=0, idle_ms=0)
+    assert wire.split(frames, limits) == (header, dict(zip("vt", payloads, strict=True)))
+
+
+def test_pieces_of_other_lengths_are_refused() -> None:
+    payload = bytes(2 * wire.PIECE + 10)
+    header = messages.Micro(1, (wire.frame_codes("v", payload),), 0, 0, 4)
+    limits = messages.Limits(max_payload=len(payload), max_question=0, max_tokens=0, idle_ms=0)
+    first, *rest = wire.join(header, [payload])
+    for wrong in ([payload], [rest[0], rest[1] + rest[2]], [rest[2], rest[0], rest[1]], [*rest, b""]):
+        with pytest.raises(MalformedMessage, match="frames"):
+            wire.split([first, *wrong], limits)
+    small = msgspec.structs.replace(limits, max_payload=len(payload) - 1)
+    with pytest.raises(MessageTooLarge):
+        wire.split([first, *rest], small)
+
+
 def test_missing_extra_and_doubled_frames() -> None:
     header, one, two = wire.join(_ask(b"one", b"two"), [b"one", b"two"])
     for frames in ([header], [header, one], [header, one, two, b"three"], [header, two, one]):

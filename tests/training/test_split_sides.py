@@ -214,3 +214,20 @@ def test_weights_that_do_not_fit_change_nothing(checkpoint: Checkpoint, change: 
     with pytest.raises(MalformedMessage, match="the client's weights"):
         take(data[:-1] if change == "bytes" else data, own)
     assert all(torch.equal(before[name], value) for name, value in own.items())
+
+
+@pytest.mark.parametrize("train", [("decoder",), ("connector",), ("connector", "vision_quantizer")])
+def test_one_side_may_have_nothing_to_train(checkpoint: Checkpoint, train: tuple[str, ...]) -> None:
+    before = {name: value.clone() for name, value in checkpoint.model.state_dict().items()}
+    training = SplitTraining(
+        checkpoint, msgspec.structs.replace(STAGE, train=train, levels=(0,)), 3, progress=False
+    )
+    training.run_step(0)
+    training.load(training.state())
+    training.run_step(1)
+    moved = {
+        name for name, value in checkpoint.model.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert {name.removeprefix("vision.").partition(".")[0] for name in moved} == {*train} - {
+        "vision_quantizer"
+    }

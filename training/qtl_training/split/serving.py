@@ -36,6 +36,7 @@ from qtl_core.messages import (
     kind,
     line,
 )
+from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.split_stage import SplitStage
 from qtl_core.wire import by_name, frame_codes
 from qtl_training.local import begun, stage_seed
@@ -74,6 +75,7 @@ class Serving:
         folder: the run's folder.
         clock: seconds that only grow, for the time between snapshots.
         log: told of every finished step.
+        side: makes the server partition of a stage.
 
     Attributes:
         crossing: how what crosses is coded.
@@ -93,10 +95,11 @@ class Serving:
         *,
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[dict[str, float]], None] | None = None,
+        side: Callable[[Checkpoint, SplitStage], ServerSide] = ServerSide,
     ) -> None:
         self.recipe, self.stages = recipe, stages_of(recipe)
         self._run = RunFolder(folder, recipe)
-        self._clock, self._log = clock, log
+        self._clock, self._log, self._new_side = clock, log, side
         snapshot = begun(self._run, recipe)
         self._checkpoint = snapshot.checkpoint
         self.crossing = crossing_of(recipe, snapshot.checkpoint)
@@ -172,7 +175,7 @@ class Serving:
         self._fitted = step > 0 or not settings.fit_quantizer
         torch.manual_seed(stage_seed(self.recipe, stage))
         self._checkpoint.model.train()
-        self._side = ServerSide(self._checkpoint, settings)
+        self._side = self._new_side(self._checkpoint, settings)
         self._coder = GradientCoder(stage_seed(self.recipe, stage), settings.grad_bits)
         self._side.load({k.removeprefix("server."): v for k, v in state.items() if k.startswith("server.")})
         self._coder.load(dict(state))

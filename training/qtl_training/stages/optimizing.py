@@ -36,6 +36,8 @@ class ScheduledAdamW:
                 if chosen:
                     decay = settings.weight_decay if matrices else 0.0
                     options.append({"params": chosen, "lr": lr, "highest": lr, "weight_decay": decay})
+        # One side of a cut may have nothing to train, which torch's optimizers refuse.
+        options = options or [{"params": [nn.Parameter(torch.zeros(0))], "highest": 0.0}]
         self._adamw = torch.optim.AdamW(options, betas=(0.9, 0.98))
 
     def step(self, loss: Tensor, step: int) -> float:
