@@ -28,8 +28,10 @@ GRADIENT: Final = "g"
 WEIGHTS: Final = "w"
 MAX_TEXT: Final = 1 << 24
 """Bytes of a micro-batch's texts before compression."""
+MAX_WORDS: Final = 1 << 16
+"""Characters of a question or an answer."""
 
-_Words = Annotated[str, msgspec.Meta(max_length=1 << 16)]
+_Words = Annotated[str, msgspec.Meta(max_length=MAX_WORDS)]
 _Place = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 
 
@@ -39,10 +41,16 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         pictures: which of the micro-batch's, in the order in which the prompt shows them.
         turns: questions and answers.
+        joined: one conversation, whose later turns see earlier ones; otherwise each question stands alone
+            behind the one picture.
+        places: of a conversation, for each picture in which turn and before which character of its question
+            it is shown.
     """
 
     pictures: tuple[_Place, ...]
     turns: tuple[tuple[_Words, _Words], ...]
+    joined: bool = False
+    places: tuple[tuple[_Place, Annotated[int, msgspec.Meta(ge=0, le=MAX_WORDS)]], ...] = ()
 
 
 @dataclass(frozen=True)
