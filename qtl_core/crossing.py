@@ -158,7 +158,7 @@ def read_texts(data: bytes, pictures: int) -> tuple[Row, ...]:
 
     Raises:
         MalformedMessage: no texts, more than ``MAX_TEXT`` bytes of them, a question without an answer, or
-            about a picture that is not there.
+            about a picture that is not there; a conversation that shows a picture nowhere in its questions.
     """
     inflate = zlib.decompressobj()
     try:
@@ -174,4 +174,17 @@ def read_texts(data: bytes, pictures: int) -> tuple[Row, ...]:
         raise MalformedMessage("a micro-batch needs a question and an answer in every row")
     if any(place >= pictures for row in rows for place in row.pictures):
         raise MalformedMessage(f"a row names a picture beyond the micro-batch's {pictures}")
+    if not all(_placed(row) for row in rows):
+        raise MalformedMessage("a row shows its pictures at places that its questions do not have")
     return rows
+
+
+def _placed(row: Row) -> bool:
+    """Whether the places of a row's pictures are in order, and in its questions."""
+    if not row.joined:
+        return not row.places
+    return (
+        len(row.places) == len(row.pictures)
+        and list(row.places) == sorted(row.places)
+        and all(turn < len(row.turns) and at <= len(row.turns[turn][0]) for turn, at in row.places)
+    )
