@@ -28,8 +28,10 @@ GRADIENT: Final = "g"
 WEIGHTS: Final = "w"
 MAX_TEXT: Final = 1 << 24
 """Bytes of a micro-batch's texts before compression."""
+MAX_WORDS: Final = 1 << 16
+"""Characters of a question or an answer."""
 
-_Words = Annotated[str, msgspec.Meta(max_length=1 << 16)]
+_Words = Annotated[str, msgspec.Meta(max_length=MAX_WORDS)]
 _Place = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 
 
@@ -39,10 +41,16 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         pictures: which of the micro-batch's, in the order in which the prompt shows them.
         turns: questions and answers.
+        joined: one conversation, whose later turns see earlier ones; otherwise each question stands alone
+            behind the one picture.
+        places: of a conversation, for each picture in which turn and before which character of its question
+            it is shown.
     """
 
     pictures: tuple[_Place, ...]
     turns: tuple[tuple[_Words, _Words], ...]
+    joined: bool = False
+    places: tuple[tuple[_Place, Annotated[int, msgspec.Meta(ge=0, le=MAX_WORDS)]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ def read_texts(data: bytes, pictures: int) -> tuple[Row, ...]:
 
     Raises:
         MalformedMessage: no texts, more than ``MAX_TEXT`` bytes of them, a question without an answer, or
-            about a picture that is not there.
+            about a picture that is not there; a conversation that shows a picture nowhere in its questions.
     """
     inflate = zlib.decompressobj()
     try:
@@ -166,4 +174,17 @@ def read_texts(data: bytes, pictures: int) -> tuple[Row, ...]:
         raise MalformedMessage("a micro-batch needs a question and an answer in every row")
     if any(place >= pictures for row in rows for place in row.pictures):
         raise MalformedMessage(f"a row names a picture beyond the micro-batch's {pictures}")
+    if not all(_placed(row) for row in rows):
+        raise MalformedMessage("a row shows its pictures at places that its questions do not have")
     return rows
+
+
+def _placed(row: Row) -> bool:
+    """Whether the places of a row's pictures are in order, and in its questions."""
+    if not row.joined:
+        return not row.places
+    return (
+        len(row.places) == len(row.pictures)
+        and list(row.places) == sorted(row.places)
+        and all(turn < len(row.turns) and at <= len(row.turns[turn][0]) for turn, at in row.places)
+    )

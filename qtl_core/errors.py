@@ -7,6 +7,7 @@
     │   ├── PictureError              missing, broken, truncated or too large a picture
     │   ├── QuestionError             empty, too long, not text
     │   ├── RecipeError               a training recipe with a wrong key or value
+    │   ├── SampleError               a training sample, named by file and index
     │   └── BenchmarkError            a benchmark's files, or answers of another run
     ├── ArtifactError             4   a file the project made, and that does not check out
     │   ├── BundleError               manifest, hash, schema, fingerprint, wrong half
@@ -60,6 +61,10 @@ class QuestionError(InputError):
 
 class RecipeError(InputError):
     """A training recipe with a key or value that does not fit."""
+
+
+class SampleError(InputError):
+    """A sample of training data that cannot be trained on, or a file of samples that cannot be read."""
 
 
 class BenchmarkError(InputError):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
 
 from qtl_core.errors import RecipeError
 from qtl_core.gradients import GRAD_BITS
+
+MAX_PICTURES: Final = 1 << 16
+"""Pictures of a micro-batch."""
 
 
 class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,6 +34,32 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     end: float = 0.01
 
 
+class ConversationData(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Conversations in LLaVA's JSON as a stage's data, in place of digit scenes.
+
+    Where they are, what is kept in memory and what becomes of bad ones is the client's own affair; the rest
+    the server must have too.
+
+    Attributes:
+        file: a JSON list, or JSON lines.
+        pictures: the folder that they name pictures in.
+        rows: conversations in one micro-batch.
+        max_tokens: of a conversation, those of its pictures and all texts included.
+        max_pictures: that a conversation may show.
+        cache_mib: memory for the tower's features, in MiB; those of further pictures are computed anew
+            whenever they are needed.
+        on_bad_sample: "stop" at a sample that cannot be trained on, or "skip" it.
+    """
+
+    file: str = ""
+    pictures: str = ""
+    rows: int = 8
+    max_tokens: int = 2048
+    max_pictures: int = 1
+    cache_mib: int = 1024
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+
+
 class SplitStage(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="split"
 ):
@@ -43,10 +72,11 @@ class SplitStage(
     Attributes:
         steps: optimizer steps.
         stop: ends the stage after so many steps, before the rate has come down; 0: all of them.
-        scenes: how many pictures have their tower features cached.
+        scenes: how many digit scenes there are, their tower features cached.
         micro_batches: in one optimizer step.
-        pictures: in one micro-batch.
+        pictures: digit scenes in one micro-batch.
         questions: questions about each of them.
+        data: other data than digit scenes.
         loose: share of questions that begin with a capital letter, or lack the question mark.
         levels: level counts to draw from, one a step; 0 sends half-precision features.
         weights: how often each is drawn; empty: equally often.
@@ -64,10 +94,11 @@ class SplitStage(
 
     steps: int
     stop: int = 0
-    scenes: int
+    scenes: int = 0
     micro_batches: int = 2
     pictures: int = 16
     questions: int = 10
+    data: ConversationData | None = None
     loose: float = 0.0
     levels: tuple[int, ...] = (4,)
     weights: tuple[float, ...] = ()
@@ -79,6 +110,11 @@ class SplitStage(
     quantizer_lr: float = 1e-3
     in_proj_lr: float | None = None
     k_lr: float = 1e-2
+
+    @property
+    def most_pictures(self) -> int:
+        """Pictures of one micro-batch at most."""
+        return self.pictures if self.data is None else self.data.rows * self.data.max_pictures
 
 
 def check(stage: SplitStage, where: str) -> None:
@@ -100,11 +136,34 @@ def check(stage: SplitStage, where: str) -> None:
         raise RecipeError(f"{where}: fit_quantizer begins the vision quantizer anew; it must be in `train`")
     if stage.micro_batches < 1 or stage.pictures < 1 or stage.questions < 1:
         raise RecipeError(f"{where}: micro_batches, pictures and questions must each be at least 1")
-    if stage.micro_batches * stage.pictures > stage.scenes:
+    if stage.data is not None:
+        _check_data(stage.data, where)
+    elif stage.micro_batches * stage.pictures > stage.scenes:
         raise RecipeError(
             f"{where}: a step takes {stage.micro_batches * stage.pictures} pictures, and there are "
             f"{stage.scenes} scenes; raise `scenes`"
         )
+
+
+def _check_data(data: ConversationData, where: str) -> None:
+    if data.rows < 1 or data.max_tokens < 3 or data.max_pictures < 0 or data.cache_mib < 0:
+        raise RecipeError(
+            f"{where}: data needs rows of at least 1, max_tokens of at least 3, and max_pictures and "
+            "cache_mib that are not negative"
+        )
+    if data.rows * data.max_pictures > MAX_PICTURES:
+        raise RecipeError(
+            f"{where}: {data.rows} rows of {data.max_pictures} pictures are more than the {MAX_PICTURES} "
+            "that a micro-batch may have; lower `rows`"
+        )
+
+
+def agreed(stage: SplitStage) -> SplitStage:
+    """The stage without what is the client's own affair: what both sides and a resumed run must agree on."""
+    if stage.data is None:
+        return stage
+    data = msgspec.structs.replace(stage.data, file="", pictures="", cache_mib=0, on_bad_sample="stop")
+    return msgspec.structs.replace(stage, data=data)
 
 
 def schedule(settings: Optimizer, step: int, steps: int) -> float:

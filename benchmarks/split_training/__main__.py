@@ -2,9 +2,10 @@
 
     python -m benchmarks.split_training --json build/split.json
 
-trains the recipe in one process at 16 bits and at 2, and across the cut in two processes; sends some of its steps
-over the wire of the paper's published code; and measures a step at the paper's geometry over a slow link, with
-features computed before and a stand-in for the language model. A sample is a picture with its questions.
+trains the recipe in one process at 16 bits and at 2, and across the cut in two processes; sends some of its
+steps over the wire of the paper's published code; and measures a step at the paper's geometry over a slow
+link, with features computed before and a stand-in for the language model. A sample is a picture with its
+questions.
 ``--quick`` takes a tenth of the steps; ``--table`` runs it across the cut at every ``grad_bits``.
 """
 
@@ -22,9 +23,9 @@ import click
 import torch
 
 from benchmarks.split_training import runs, stand_in
-from qtl_core.exits import run as run_cli
+from qtl_core.exits import run
 from qtl_core.gradients import GRAD_BITS
-from qtl_training.recipe import Recipe, read_recipe
+from qtl_training.recipe import Recipe, override, read_recipe
 from qtl_training.split.stages import stages_of
 
 RECIPE: Final = Path(__file__).resolve().parents[2] / "training" / "recipes" / "digits-split.toml"
@@ -55,7 +56,7 @@ def cli(quick: bool, table: bool, threads: int, seed: int | None, json_file: Pat
     torch.set_num_threads(threads)
     recipe = read_recipe(RECIPE)
     if seed is not None:
-        recipe = _seeded(recipe, seed)
+        recipe = override(recipe, seed=seed)
     if quick:
         recipe = runs.shortened(recipe, _QUICK)
     with tempfile.TemporaryDirectory(prefix="qtl-split-") as folder:
@@ -167,12 +168,6 @@ def say(what: str) -> None:
         click.echo(f"{what} ...", err=True)
 
 
-def _seeded(recipe: Recipe, seed: int) -> Recipe:
-    from qtl_training.recipe import override
-
-    return override(recipe, seed=seed)
-
-
 def _print(result: dict[str, Any]) -> None:
     for name, value in result.items():
         if isinstance(value, float):
@@ -191,4 +186,4 @@ def _print(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(cli)
+    sys.exit(run(lambda: cli.main(prog_name="python -m benchmarks.split_training", standalone_mode=False)))

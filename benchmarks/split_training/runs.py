@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +14,6 @@ import torch
 
 from benchmarks.split_training import paper_wire
 from qtl_core.nn.checkpoint import QuantizerSettings
-from qtl_core.split_stage import SplitStage
 from qtl_training.evaluating import evaluate_checkpoint
 from qtl_training.local import begun, train
 from qtl_training.recipe import Recipe
@@ -143,11 +141,6 @@ def features_bytes(recipe: Recipe, work: Path) -> tuple[int, int]:
     return width, 2 * 2 * tokens * width
 
 
-def samples(stages: Sequence[SplitStage]) -> int:
-    """Pictures that the stages' steps take."""
-    return sum((stage.stop or stage.steps) * stage.micro_batches * stage.pictures for stage in stages)
-
-
 def _local(recipe: Recipe, folder: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     train(recipe, folder, progress=False)
@@ -163,20 +156,11 @@ def _serve(recipe: Recipe, folder: Path, ready: Path, threads: int) -> None:
 
 def _client(recipe: Recipe, folder: Path, address: str, threads: int, results: Any) -> None:
     torch.set_num_threads(threads)
-    results.put(
-        client_run(
-            recipe,
-            folder,
-            server=address,
-            key=None,
-            server_key=None,
-            insecure=False,
-            fresh=True,
-            timeout=60,
-            comeback=60,
-            progress=False,
-        )  # fmt: skip
-    )
+    done = client_run(
+        recipe, folder, server=address, key=None, server_key=None, insecure=False, fresh=True, timeout=60,
+        comeback=60, progress=False,
+    )  # fmt: skip
+    results.put(done)
 
 
 def _silent(text: str) -> None:
@@ -228,6 +212,3 @@ def _count(log: Path) -> int:
         return log.read_bytes().count(b"\n")
     except FileNotFoundError:
         return 0
-
-
-Local = Callable[[Recipe, Path, int], Run]

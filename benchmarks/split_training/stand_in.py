@@ -32,6 +32,8 @@ from qtl_training.recipe import ModelRecipe, Recipe
 from qtl_training.run_folder import RunFolder, write
 from qtl_training.split.agreement import fingerprint
 from qtl_training.split.client import TorchRun
+from qtl_training.split.data import StageData
+from qtl_training.split.samples import DigitSamples
 from qtl_training.split.server import TrainingServer
 from qtl_training.split.server_side import MicroResult, ServerSide
 from qtl_training.split.serving import Serving
@@ -135,7 +137,8 @@ class _Run(TorchRun):
 
     def __init__(self, chosen: Recipe, folder: Path) -> None:
         super().__init__(chosen, folder, progress=False)
-        self._features[0] = precomputed(PICTURES)
+        samples = DigitSamples(self.stages[0], self.seeds[0])
+        self._data = {0: StageData(samples, precomputed(PICTURES), PICTURES)}
 
 
 class StandIn(ServerSide):

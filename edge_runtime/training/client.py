@@ -174,9 +174,8 @@ class TrainingClient:
             steps = stage.stop or stage.steps
             self._watch.stage(number, steps, first)
             for step in range(first, steps):
-                save_now, metrics = self._step(side, number, step)
+                save_now, metrics = self._step(side, number, step, done)
                 done.steps += 1
-                done.pictures += stage.micro_batches * stage.pictures
                 self._watch.step(metrics)
                 if step % run.log_every == 0 or step + 1 == steps:
                     run.log({"stage": number, "step": step, **metrics})
@@ -191,9 +190,9 @@ class TrainingClient:
         weights = Weights(self._requests.next_id(), (frame_codes(WEIGHTS, tensors),))
         self._requests.reply(self._requests.send(weights, [tensors]), Taken)
 
-    def _step(self, side: StageSide, number: int, step: int) -> tuple[bool, dict[str, float]]:
+    def _step(self, side: StageSide, number: int, step: int, done: Done) -> tuple[bool, dict[str, float]]:
         levels = levels_of(self._run.stages[number], self._run.seeds[number], step)
-        grads = list(self._micro_batches(side, number, step, levels))
+        grads = list(self._micro_batches(side, number, step, levels, done))
         tokens = sum(one.tokens for one in grads)
         own = side.squared_norm(tokens)
         norm = Norm(self._requests.next_id(), step, own)
@@ -207,7 +206,9 @@ class TrainingClient:
             "levels": float(levels),
         }
 
-    def _micro_batches(self, side: StageSide, number: int, step: int, levels: int) -> Iterator[Grads]:
+    def _micro_batches(
+        self, side: StageSide, number: int, step: int, levels: int, done: Done
+    ) -> Iterator[Grads]:
         """Sends the step's micro-batches, each while the server works on the ones before, and takes their
         gradients in order.
         """
@@ -218,6 +219,7 @@ class TrainingClient:
             values, texts = crossing.up(crossed, levels), texts_up(micro.rows)
             message = Micro(self._requests.next_id(), (values[0], texts[0]), step, index, levels)
             sent.append((self._requests.send(message, [values[1], texts[1]]), crossed.shape))
+            done.pictures += len(micro.pictures)
         for index, (about, shape) in enumerate(sent):
             grads, data = self._requests.reply(about, Grads)
             side.backward(index, decode(data[GRADIENT], self._run.stages[number].grad_bits, shape))

@@ -31,6 +31,8 @@ class StageSide(Protocol):
     def forward(self, micro: int, pictures: Sequence[int], levels: int) -> Crossed:
         """What crosses for a micro-batch: uint8 codes [pictures, coded tokens, code_dim], or float16
         features [pictures, tokens, width] where ``levels`` is 0.
+
+        A micro-batch of texts alone has no pictures: what crosses is empty, and no statistics follow it.
         """
         ...
 

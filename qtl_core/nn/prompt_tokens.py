@@ -75,9 +75,23 @@ class PromptTokens:
         if self._style.joint == "chunks" and not ends:
             middle = self.question(text)
         else:
-            text = _PICTURE + text.replace(_PICTURE, "")
-            middle = list(self._behind.encode(text, add_special_tokens=False).ids)[1:]
+            middle = self.run(text, "special")
         return [*self.piece(between[:split]), *middle, *self.piece(rest[end:])]
+
+    def split(self, text: str) -> list[tuple[str, str]]:
+        """A piece of the template at its special tokens: texts, each with the token behind it or ""."""
+        found, at = [], 0
+        for special in self._special.finditer(text):
+            found.append((text[at : special.start()], special.group()))
+            at = special.end()
+        return [*found, (text[at:], "")]
+
+    def run(self, text: str, behind: Literal["start", "picture", "special"]) -> list[int]:
+        """The ids of text as one with what is before it: the prompt's start, a picture or a special token."""
+        if behind == "start" or (behind == "picture" and self._style.joint == "chunks"):
+            return self.question(text)
+        text = _PICTURE + text.replace(_PICTURE, "")
+        return list(self._behind.encode(text, add_special_tokens=False).ids)[1:]
 
     def piece(self, text: str) -> list[int]:
         """The ids of a piece of the template on its own."""

@@ -112,7 +112,8 @@ def test_accumulating_is_one_large_batch(checkpoint: Checkpoint) -> None:
     stage = msgspec.structs.replace(STAGE, micro_batches=1, pictures=6)
     client, server = ClientSide(checkpoint.model, stage), ServerSide(checkpoint, stage)
     crossed = client.forward(0, features[[*first.pictures, *second.pictures]], 4)
-    result = server.run(crossed, 4, [*first.rows, *second.rows])
+    behind = [msgspec.structs.replace(row, pictures=(row.pictures[0] + 3,)) for row in second.rows]
+    result = server.run(crossed, 4, [*first.rows, *behind])
     client.backward(0, result.gradient)
     client.squared_norm(result.tokens)
     server.squared_norm(result.tokens)

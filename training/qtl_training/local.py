@@ -17,6 +17,7 @@ from qtl_core.split_stage import SplitStage
 from qtl_training.build import build_checkpoint
 from qtl_training.recipe import Recipe, Stage, TowerStage
 from qtl_training.run_folder import RunFolder, Snapshot, write
+from qtl_training.split.data import record_of
 from qtl_training.stages.language import LanguageTraining
 from qtl_training.stages.split import SplitTraining
 from qtl_training.stages.tower import TowerTraining
@@ -47,6 +48,7 @@ def train(
         RecipeError: if the folder was begun with other settings.
         CheckpointError: if the checkpoint to start from cannot be read.
         StorageError: if the folder cannot be written.
+        SampleError: a sample that cannot be trained on, where the recipe does not skip those.
     """
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
@@ -55,7 +57,14 @@ def train(
     checkpoint, first_step, state = snapshot.checkpoint, snapshot.step, snapshot.state
     for number in range(snapshot.stage, len(recipe.stages)):
         seed = stage_seed(recipe, number)
-        stage = _stage(checkpoint, recipe.stages[number], seed, resumed=first_step > 0, progress=progress)
+        stage = _stage(
+            checkpoint,
+            recipe.stages[number],
+            seed,
+            resumed=first_step > 0,
+            record=record_of(run.path, number),
+            progress=progress,
+        )
         if first_step > 0:
             stage.load(state)
         _run_stage(run, recipe, checkpoint, stage, number, first_step, progress, clock)
@@ -114,12 +123,14 @@ def _run_stage(
     checkpoint.model.eval()
 
 
-def _stage(checkpoint: Checkpoint, stage: Stage, seed: int, *, resumed: bool, progress: bool) -> Training:
+def _stage(
+    checkpoint: Checkpoint, stage: Stage, seed: int, *, resumed: bool, record: Path, progress: bool
+) -> Training:
     torch.manual_seed(seed)
     if isinstance(stage, TowerStage):
         return TowerTraining(checkpoint.model, stage, seed)
     if isinstance(stage, SplitStage):
-        return SplitTraining(checkpoint, stage, seed, resumed=resumed, progress=progress)
+        return SplitTraining(checkpoint, stage, seed, resumed=resumed, progress=progress, record=record)
     return LanguageTraining(checkpoint, stage, seed, resumed=resumed, progress=progress)
 
 

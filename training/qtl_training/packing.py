@@ -17,7 +17,8 @@ from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.nn.decoder import PictureDecoder
 from qtl_core.nn.quantizer import Quantizer
 
-_PAD, _BEFORE, _PICTURE, _BETWEEN, _QUESTION, _REST = range(6)
+PAD, BEFORE, PICTURE, BETWEEN, QUESTION, REST = range(6)
+"""What a place of a packed row is."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def pack(
     positions = torch.zeros(len(rows), n, dtype=torch.int64)
     ids[:, : len(v.before)] = torch.tensor(v.before, dtype=torch.int64)
     ids[:, prefix - len(v.between) : prefix] = torch.tensor(v.between, dtype=torch.int64)
-    roles = [_BEFORE] * len(v.before) + [_PICTURE] * picture + [_BETWEEN] * len(v.between)
+    roles = [BEFORE] * len(v.before) + [PICTURE] * picture + [BETWEEN] * len(v.between)
     role[:, :prefix] = torch.tensor(roles)
     segment[:, :prefix] = 0
     placed = decoder.prompt_positions(len(v.before), picture, len(v.between) + 1)
@@ -106,8 +107,8 @@ def pack(
             tokens = (*turn.question, *v.after, *turn.answer)
             stop = at + len(tokens)
             ids[row, at:stop] = torch.tensor(tokens)
-            role[row, at:stop] = _REST
-            role[row, at : at + len(turn.question)] = _QUESTION
+            role[row, at:stop] = REST
+            role[row, at : at + len(turn.question)] = QUESTION
             segment[row, at:stop] = number
             positions[row, at:stop] = torch.arange(first_position, first_position + len(tokens))
             first = stop - len(turn.answer) - 1
@@ -149,7 +150,7 @@ def embed(
     embeddings = decoder.embed(packed.ids)
     loss = embeddings.new_zeros(())
     if quantizer is not None:
-        asked = packed.role == _QUESTION
+        asked = packed.role == QUESTION
         if quantizer.scaling == "frozen":
             restored, loss = quantizer(embeddings[asked][None], levels)
         else:  # each question is scaled by itself, so each passes by itself
@@ -158,7 +159,7 @@ def embed(
             restored = torch.cat([pair[0] for pair in pairs], dim=1)
             loss = torch.stack([pair[1] for pair in pairs]).mean()
         embeddings = embeddings.masked_scatter(asked[..., None], restored)
-    pictured = (packed.role == _PICTURE)[..., None]
+    pictured = (packed.role == PICTURE)[..., None]
     return embeddings.masked_scatter(pictured, decoder.place(features).to(embeddings.dtype)), loss
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from qtl_core.errors import RecipeError
 from qtl_core.nn.checkpoint import QuantizerSettings
-from qtl_core.split_stage import Optimizer, SplitStage, check
+from qtl_core.split_stage import Optimizer, SplitStage, agreed, check
 from qtl_training.digits.questions import TYPES
 
 
@@ -219,14 +219,43 @@ def _check_language(stage: LanguageStage, where: str) -> None:
             raise RecipeError(f"{where}: {kind!r} is no question type; there are {', '.join(TYPES)}")
 
 
-def override(recipe: Recipe, *, start: str | None = None, seed: int | None = None) -> Recipe:
+def agreed_stages(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages without what is a client's own affair: where its data lies, and how it is kept."""
+    return tuple(agreed(stage) if isinstance(stage, SplitStage) else stage for stage in recipe.stages)
+
+
+def override(
+    recipe: Recipe,
+    *,
+    start: str | None = None,
+    seed: int | None = None,
+    data: Path | None = None,
+    pictures: Path | None = None,
+    on_bad_sample: str | None = None,
+) -> Recipe:
     """The recipe with what the command line says instead.
 
     Raises:
-        RecipeError: if a model is to be built and a checkpoint to start from is named as well.
+        RecipeError: if a model is to be built and a checkpoint to start from is named as well, or data is
+            named for stages on digit scenes.
     """
     if start is not None:
         if recipe.model is not None:
             raise RecipeError(f"recipe {recipe.name!r} builds a model; --start does not go with it")
         recipe = msgspec.structs.replace(recipe, start=start)
+    given = {"file": data, "pictures": pictures, "on_bad_sample": on_bad_sample}
+    changed = {name: str(value) for name, value in given.items() if value is not None}
+    if changed:
+        recipe = msgspec.structs.replace(
+            recipe, stages=tuple(_with_data(stage, changed, recipe.name) for stage in recipe.stages)
+        )
     return recipe if seed is None else msgspec.structs.replace(recipe, seed=seed)
+
+
+def _with_data(stage: Stage, changed: dict[str, str], name: str) -> Stage:
+    if not isinstance(stage, SplitStage) or stage.data is None:
+        raise RecipeError(
+            f"recipe {name!r} has a stage on digit scenes; --data, --pictures and --on-bad-sample go with "
+            "stages that have [stages.data], whose limits the server needs too"
+        )
+    return msgspec.structs.replace(stage, data=msgspec.structs.replace(stage.data, **changed))

@@ -24,7 +24,7 @@ from torch import Tensor
 from qtl_core.errors import RecipeError
 from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qtl_core.snapshots import RUN_FILE, Snapshots
-from qtl_training.recipe import Recipe
+from qtl_training.recipe import Recipe, agreed_stages
 
 
 class _Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,7 +138,7 @@ class RunFolder:
     def _progress(self, stage: int, step: int) -> _Progress:
         # Through JSON, so that it compares with what was read from JSON.
         recipe = self._recipe
-        stages, vision = msgspec.json.decode(msgspec.json.encode([recipe.stages, recipe.vision]))
+        stages, vision = msgspec.json.decode(msgspec.json.encode([agreed_stages(recipe), recipe.vision]))
         return _Progress(stage, step, recipe.seed, recipe.start, stages, vision)
 
 

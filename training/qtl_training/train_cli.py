@@ -10,10 +10,12 @@ import click
 
 from qtl_core import __version__
 from qtl_core.exits import run
+from qtl_training.digits.cli import scenes as scenes_command
 from qtl_training.distillation.cli import quantizer as quantizer_command
 from qtl_training.extras import need_train
 from qtl_training.levels.cli import levels as levels_command
 from qtl_training.split.cli import client as client_command
+from qtl_training.split.cli import data_options
 from qtl_training.split.cli import serve as serve_command
 from qtl_training.tables_cli import tables as tables_command
 
@@ -57,6 +59,7 @@ def cli() -> None:
 cli.add_command(levels_command)
 cli.add_command(quantizer_command)
 cli.add_command(tables_command)
+cli.add_command(scenes_command)
 cli.add_command(serve_command)
 cli.add_command(client_command)
 
@@ -70,6 +73,7 @@ cli.add_command(client_command)
     metavar="DIR",
     help="Where the run lives.  [default: runs/NAME]",
 )
+@data_options
 @click.option("--start", metavar="DIR", help="Start from this checkpoint instead of the recipe's.")
 @click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", help="Use this seed instead of the recipe's."
@@ -85,6 +89,9 @@ cli.add_command(client_command)
 def local(
     recipe: Path,
     run_folder: Path | None,
+    data: Path | None,
+    pictures: Path | None,
+    on_bad_sample: str | None,
     start: str | None,
     seed: int | None,
     fresh: bool,
@@ -101,16 +108,20 @@ def local(
 
     from qtl_training.local import train
     from qtl_training.recipe import override, read_recipe
+    from qtl_training.split.data import left_out
 
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = override(read_recipe(recipe), start=start, seed=seed)
+    chosen = override(
+        read_recipe(recipe), start=start, seed=seed, data=data, pictures=pictures, on_bad_sample=on_bad_sample
+    )
     folder = run_folder if run_folder is not None else Path("runs") / chosen.name
     if run_folder is None:
         click.echo(f"run folder: {folder} (default)", err=True)
     finished = train(chosen, folder, fresh=fresh, progress=sys.stderr.isatty())
     if as_json:
-        click.echo(json.dumps({"checkpoint": str(finished), "recipe": chosen.name, "seed": chosen.seed}))
+        said = {"checkpoint": str(finished), "recipe": chosen.name, "seed": chosen.seed}
+        click.echo(json.dumps({**said, "samples_left_out": left_out(folder)}))
     else:
         click.echo(f"checkpoint: {finished}")
 

@@ -15,7 +15,7 @@ from qtl_core.crossing import Crossing
 from qtl_core.errors import CheckpointError
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.split_stage import SplitStage
-from qtl_training.recipe import Recipe
+from qtl_training.recipe import Recipe, agreed_stages
 from qtl_training.split.partition import client_tensors
 from qtl_training.split.stages import stages_of
 
@@ -46,20 +46,20 @@ def largest_payload(stages: Sequence[SplitStage], crossing: Crossing, checkpoint
     """Bytes of the largest payload that a run has a use for, either way."""
     weights = sum(value.nbytes for value in client_tensors(checkpoint.model).values())
     # Safetensors put a header of some hundred bytes a tensor before them.
-    return max(*(crossing.largest(stage.pictures) for stage in stages), 2 * weights + _HEADER)
+    return max(*(crossing.largest(stage.most_pictures) for stage in stages), 2 * weights + _HEADER)
 
 
 def fingerprint(recipe: Recipe) -> bytes:
     """16 bytes that agree where stages, seed and the checkpoint to start from do.
 
-    Name, log and times between snapshots are each side's own.
+    Name, log, times between snapshots and where data lies are each side's own.
 
     Raises:
         CheckpointError: a file of the checkpoint cannot be read.
     """
     start = start_folder(recipe)
     state = hashlib.sha256(
-        msgspec.json.encode([recipe.seed, recipe.stages, recipe.vision, recipe.model], order="sorted")
+        msgspec.json.encode([recipe.seed, agreed_stages(recipe), recipe.vision, recipe.model], order="sorted")
     )
     for path in [] if start is None else [start / name for name in _FILES]:
         if not path.is_file():

@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,27 @@ Example:
 """
 
 _PATH = click.Path(path_type=Path)
+
+
+def data_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a side that has the pictures."""
+    options = [
+        click.option(
+            "--data",
+            type=_PATH,
+            metavar="FILE",
+            help="Conversations in LLaVA's JSON, for the recipe's.",
+        ),
+        click.option("--pictures", type=_PATH, metavar="DIR", help="The folder that they name pictures in."),
+        click.option(
+            "--on-bad-sample",
+            type=click.Choice(["stop", "skip"]),
+            help="What to do about samples that cannot be trained on.  [default: the recipe's, or stop]",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command(epilog=_SERVE_EXAMPLE)
@@ -101,6 +123,7 @@ def serve(
 )
 @click.option("--server-key", type=_PATH, metavar="FILE", help="The server's .key file.")
 @click.option("--insecure", is_flag=True, help="Speak plaintext to another machine.")
+@data_options
 @click.option("--start", metavar="DIR", help="Start from this checkpoint instead of the recipe's.")
 @click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", help="Use this seed instead of the recipe's."
@@ -136,6 +159,9 @@ def client(
     key: Path | None,
     server_key: Path | None,
     insecure: bool,
+    data: Path | None,
+    pictures: Path | None,
+    on_bad_sample: str | None,
     start: str | None,
     seed: int | None,
     fresh: bool,
@@ -151,7 +177,8 @@ def client(
     need_train()
     from qtl_training.split.running import client_run
 
-    chosen, folder = _chosen(recipe, run_folder, "client", start, seed, threads)
+    data_said = {"data": data, "pictures": pictures, "on_bad_sample": on_bad_sample}
+    chosen, folder = _chosen(recipe, run_folder, "client", start, seed, threads, data_said)
     result = client_run(
         chosen, folder, server=server, key=key, server_key=server_key, insecure=insecure, fresh=fresh,
         timeout=timeout, comeback=comeback, progress=sys.stderr.isatty(),
@@ -160,7 +187,13 @@ def client(
 
 
 def _chosen(
-    recipe: Path, run_folder: Path | None, side: str, start: str | None, seed: int | None, threads: int | None
+    recipe: Path,
+    run_folder: Path | None,
+    side: str,
+    start: str | None,
+    seed: int | None,
+    threads: int | None,
+    data_said: dict[str, Any] | None = None,
 ) -> tuple[Any, Path]:
     import torch
 
@@ -168,7 +201,7 @@ def _chosen(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = override(read_recipe(recipe), start=start, seed=seed)
+    chosen = override(read_recipe(recipe), start=start, seed=seed, **(data_said or {}))
     folder = run_folder if run_folder is not None else Path("runs") / f"{chosen.name}-{side}"
     if run_folder is None:
         click.echo(f"run folder: {folder} (default)", err=True)

@@ -16,33 +16,31 @@ from tqdm import tqdm
 
 from qtl_core.crossing import Crossed, MicroBatch
 from qtl_core.split_stage import SplitStage
-from qtl_training.features import Features, tower_features
 from qtl_training.local import begun, stage_seed
 from qtl_training.recipe import Recipe
 from qtl_training.run_folder import RunFolder, write
 from qtl_training.split.agreement import crossing_of, fingerprint, largest_payload
 from qtl_training.split.client_side import ClientSide
+from qtl_training.split.data import StageData, record_of, stage_data
 from qtl_training.split.partition import client_tensors
-from qtl_training.split.samples import DigitSamples
 from qtl_training.split.stages import stages_of
-from qtl_training.stages.fitting import PICTURES
 
 
 class _Stage:
     """One stage: its data, the tower's features of it, and the side that learns."""
 
-    def __init__(self, side: ClientSide, samples: DigitSamples, features: Features, seed: int) -> None:
-        self.side, self._samples, self._features, self._seed = side, samples, features, seed
+    def __init__(self, side: ClientSide, data: StageData, seed: int) -> None:
+        self.side, self._data, self._seed = side, data, seed
 
     def fit(self) -> bytes:
-        fitted = self.side.fit(self._features[:PICTURES], self._seed)
+        fitted = self.side.fit(self._data.to_fit(), self._seed)
         return save({name: value.contiguous() for name, value in fitted.items()})
 
     def micro_batches(self, step: int) -> Sequence[MicroBatch]:
-        return self._samples.micro_batches(step)
+        return self._data.samples.micro_batches(step)
 
     def forward(self, micro: int, pictures: Sequence[int], levels: int) -> Crossed:
-        return self.side.forward(micro, self._features[list(pictures)], levels)
+        return self.side.forward(micro, self._data.features[list(pictures)], levels)
 
     def backward(self, micro: int, gradient: NDArray[np.float32]) -> None:
         self.side.backward(micro, gradient)
@@ -66,6 +64,8 @@ class TorchRun:
         RecipeError: a stage that is no split stage, or a folder that was begun with other settings.
         CheckpointError: the checkpoint to start from.
         StorageError: the folder cannot be written.
+
+    ``enter`` raises what ``stage_data`` does.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, progress: bool = True) -> None:
@@ -80,7 +80,7 @@ class TorchRun:
         self.fingerprint = fingerprint(recipe)
         self._state: dict[str, Tensor] = {}
         self._stage: _Stage | None = None
-        self._features: dict[int, Features] = {}
+        self._data: dict[int, StageData] = {}
 
     def points(self) -> list[tuple[int, int]]:
         return self._folder.points()
@@ -92,15 +92,16 @@ class TorchRun:
     def enter(self, stage: int) -> _Stage:
         settings, seed, model = self.stages[stage], self.seeds[stage], self._checkpoint.model
         torch.manual_seed(seed)
-        samples = DigitSamples(settings, seed)
-        if stage not in self._features:
-            self._features[stage] = tower_features(model.vision, samples.scenes, progress=self._progress)
+        if stage not in self._data:
+            record = record_of(self._folder.path, stage)
+            data = stage_data(self._checkpoint, settings, seed, record=record, progress=self._progress)
+            self._data = {stage: data}
         model.train()
         model.vision.tower.eval()
         side = ClientSide(model, settings)
         side.load({k.removeprefix("client."): v for k, v in self._state.items() if k.startswith("client.")})
         self._state = {}
-        self._stage = _Stage(side, samples, self._features[stage], seed)
+        self._stage = _Stage(side, self._data[stage], self.seeds[stage])
         return self._stage
 
     def save(self, stage: int, step: int) -> None:

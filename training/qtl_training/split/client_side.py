@@ -68,6 +68,8 @@ class ClientSide:
             Codes uint8 [pictures, coded tokens, code_dim], or float16 [pictures, tokens, width].
         """
         at_cut = self._model.vision.connector(features.float())
+        if not len(features):
+            return self._nothing(micro, at_cut, levels)
         if not levels:
             self._sent[micro] = _Sent(at_cut, at_cut.new_zeros(()))
             half: NDArray[np.float16] = at_cut.detach().to(torch.float16).numpy()
@@ -79,6 +81,13 @@ class ClientSide:
         self._sent[micro] = _Sent(scaled, loss)
         sent: NDArray[np.uint8] = codes.to(torch.uint8).numpy()
         return sent
+
+    def _nothing(self, micro: int, at_cut: Tensor, levels: int) -> NDArray[np.uint8] | NDArray[np.float16]:
+        """What crosses for a micro-batch of texts alone: no statistics follow it, and nothing learns here."""
+        self._sent[micro] = _Sent(at_cut.detach(), at_cut.new_zeros(()))
+        if not levels:
+            return np.zeros(at_cut.shape, np.float16)
+        return np.zeros(self._model.vision_quantizer.project(at_cut).shape, np.uint8)
 
     def backward(self, micro: int, gradient: NDArray[np.float32]) -> None:
         """Takes the gradient of the micro-batch's summed answer loss with respect to what crossed.

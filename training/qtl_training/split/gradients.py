@@ -34,6 +34,8 @@ class GradientCoder:
         Raises:
             InputError: if it is not finite.
         """
+        if not len(gradient):
+            return b"", gradient
         shape = gradient.shape[1:]
         feedback = self._feedback.setdefault(shape, ErrorFeedback(shape, self._bits))
         return feedback.encode(gradient, np.random.default_rng([self._seed, step, micro, _STREAM]))

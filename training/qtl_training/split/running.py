@@ -20,6 +20,7 @@ from qtl_core.keys import load_public, load_secret
 from qtl_training.recipe import Recipe
 from qtl_training.split.agreement import fingerprint
 from qtl_training.split.client import Bars, TorchRun
+from qtl_training.split.data import left_out
 from qtl_training.split.server import TrainingServer, summary
 from qtl_training.split.serving import Serving
 from server_runtime.config import ServerConfig
@@ -104,6 +105,7 @@ def client_run(
         "checkpoint": str(done.folder),
         "steps": done.steps,
         "pictures": done.pictures,
+        "samples_left_out": left_out(folder),
         "bytes_up": done.traffic.up,
         "bytes_down": done.traffic.down,
         "bytes_up_per_picture": done.traffic.up / pictures,

@@ -14,7 +14,8 @@ from torch.nn import functional
 from qtl_core.crossing import Row
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.split_stage import SplitStage
-from qtl_training.packing import Turn, Vocabulary, embed, pack, turns_right
+from qtl_training.packing import embed, turns_right
+from qtl_training.row_packing import RowPacking
 from qtl_training.stages.optimizing import ScheduledAdamW
 from qtl_training.stages.parts import server_groups
 
@@ -48,7 +49,7 @@ class ServerSide:
 
     def __init__(self, checkpoint: Checkpoint, stage: SplitStage) -> None:
         self._model = checkpoint.model
-        self._vocabulary = Vocabulary(checkpoint)
+        self._packing = RowPacking(checkpoint, 0 if stage.data is None else stage.data.max_tokens)
         self._optimizer = ScheduledAdamW(stage.optimizer, stage.steps, server_groups(checkpoint.model, stage))
 
     def run(
@@ -62,26 +63,28 @@ class ServerSide:
         Args:
             crossed: what the client's ``forward`` returned.
             levels: L; 0 for features.
-            rows: one for each picture, in their order.
+            rows: what is asked about them.
+
+        Raises:
+            RequestRefused: rows that are too long.
         """
-        model, words = self._model, self._vocabulary
+        model = self._model
         given = torch.from_numpy(crossed)
         values = model.vision_quantizer.values(given, levels) if levels else given.float()
         values.requires_grad_()
         features = model.vision_quantizer.restore(values) if levels else values
-        turns = [
-            [Turn(words.ids(question), (*words.ids(answer), words.end)) for question, answer in row.turns]
-            for row in rows
-        ]
-        packed = pack(turns, words, model.decoder, features.shape[1])
-        embeddings, _ = embed(packed, features, model.decoder, None, None)
+        packed, shown = self._packing.pack(rows, features.shape[1])
+        embeddings, _ = embed(packed, features[shown], model.decoder, None, None)
         hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
         row, place, target = packed.targets.T
         scores = model.decoder.logits(hidden[row, place])
         loss = functional.cross_entropy(scores, target, reduction="sum")
-        loss.backward()
+        if loss.requires_grad:  # where nothing learns here, texts without a picture have nothing to teach
+            loss.backward()
         if values.grad is None:
-            raise RuntimeError("no gradient reached what crossed the cut")
+            if len(values):
+                raise RuntimeError("no gradient reached what crossed the cut")
+            values.grad = torch.zeros_like(values)
         right = turns_right(packed, scores, target)
         return MicroResult(loss.item(), len(target), int(right.sum()), len(right), values.grad.numpy())
 

@@ -37,6 +37,7 @@ from qtl_core.messages import (
     line,
 )
 from qtl_core.nn.checkpoint import Checkpoint
+from qtl_core.rows import pictures_of
 from qtl_core.split_stage import SplitStage
 from qtl_core.wire import by_name, frame_codes
 from qtl_training.local import begun, stage_seed
@@ -205,11 +206,10 @@ class Serving:
             raise MalformedMessage(f"a micro-batch has the frames v and t, this one {sorted(payloads)}")
         if micro.levels not in settings.levels:
             raise RequestRefused("order", f"{micro.levels} levels are not in the recipe's {settings.levels}")
-        rows = read_texts(payloads[TEXTS], settings.pictures)
-        if [row.pictures for row in rows] != [(place,) for place in range(settings.pictures)]:
-            raise RequestRefused("order", f"a micro-batch has a row for each of {settings.pictures} pictures")
+        rows = read_texts(payloads[TEXTS], settings.most_pictures)
+        pictures = pictures_of(rows, settings)
         frame = by_name(micro)[VALUES]
-        crossed = self.crossing.read(frame, payloads[VALUES], micro.levels, settings.pictures)
+        crossed = self.crossing.read(frame, payloads[VALUES], micro.levels, pictures)
         result = self._side.run(crossed, micro.levels, rows)
         if not math.isfinite(result.loss):
             raise RequestRefused(

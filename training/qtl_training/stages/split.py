@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from torch import Tensor
 
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.split_stage import SplitStage, levels_of
-from qtl_training.features import Features, tower_features
+from qtl_training.features import Features
 from qtl_training.split.client_side import ClientSide
+from qtl_training.split.data import stage_data
 from qtl_training.split.gradients import GradientCoder
-from qtl_training.split.samples import DigitSamples
 from qtl_training.split.server_side import ServerSide
-from qtl_training.stages.fitting import PICTURES
 
 
 class SplitTraining:
@@ -24,7 +25,11 @@ class SplitTraining:
         seed: of scenes, questions, level counts and the gradients' rounding.
         resumed: whether the model has been trained in this stage before.
         progress: whether to show a bar while features are computed.
-        features: the tower's features of the stage's scenes; computed here otherwise.
+        features: the tower's features of the stage's digit scenes; computed here otherwise.
+        record: file that holds which data the stage was begun with.
+
+    Raises:
+        SampleError, RecipeError, StorageError: as ``stage_data``.
     """
 
     def __init__(
@@ -36,18 +41,16 @@ class SplitTraining:
         resumed: bool = False,
         progress: bool = True,
         features: Features | None = None,
+        record: Path | None = None,
     ) -> None:
         self.steps = stage.stop or stage.steps
         self._model = checkpoint.model
         self._stage, self._seed = stage, seed
-        self._samples = DigitSamples(stage, seed)
-        if features is None:
-            features = tower_features(checkpoint.model.vision, self._samples.scenes, progress=progress)
-        self._features: Features = features
+        self._data = stage_data(checkpoint, stage, seed, record=record, progress=progress, features=features)
         self._client: ClientSide = ClientSide(checkpoint.model, stage)
         self._server: ServerSide = ServerSide(checkpoint, stage)
         if stage.fit_quantizer and not resumed:
-            self._client.fit(self._features[:PICTURES], seed)
+            self._client.fit(self._data.to_fit(), seed)
         self._coder = GradientCoder(seed, stage.grad_bits)
 
     def run_step(self, step: int) -> dict[str, float]:
@@ -55,8 +58,8 @@ class SplitTraining:
         self._model.vision.tower.eval()
         levels = levels_of(self._stage, self._seed, step)
         loss, tokens, right, turns = 0.0, 0, 0, 0
-        for number, micro in enumerate(self._samples.micro_batches(step)):
-            crossed = self._client.forward(number, self._features[list(micro.pictures)], levels)
+        for number, micro in enumerate(self._data.samples.micro_batches(step)):
+            crossed = self._client.forward(number, self._data.features[list(micro.pictures)], levels)
             result = self._server.run(crossed, levels, micro.rows)
             _, gradient = self._coder.encode(step, number, result.gradient)
             self._client.backward(number, gradient)
