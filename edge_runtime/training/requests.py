@@ -85,6 +85,8 @@ class Requests:
             raise HandshakeRefused(message.reason, f"the server ended the session: {message.message}")
         about = int(getattr(message, "id", 0))
         if isinstance(message, Error):
+            if about and about not in self._open:
+                return  # about an echo of what has had its reply
             if message.code == "no_session":
                 self._session.forget()
                 self._recover()

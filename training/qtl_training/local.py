@@ -16,7 +16,7 @@ from qtl_core.nn.checkpoint import Checkpoint, QuantizerSettings, load_checkpoin
 from qtl_core.split_stage import SplitStage
 from qtl_training.build import build_checkpoint
 from qtl_training.recipe import Recipe, Stage, TowerStage
-from qtl_training.run_folder import RunFolder, Snapshot, write
+from qtl_training.run_folder import RunFolder, Snapshot
 from qtl_training.stages.language import LanguageTraining
 from qtl_training.stages.split import SplitTraining
 from qtl_training.stages.tower import TowerTraining
@@ -62,9 +62,7 @@ def train(
         stage.finish()
         run.save(checkpoint, number + 1, 0, {})
         first_step, state = 0, {}
-    shutil.rmtree(run.finished, ignore_errors=True)
-    write(run.finished, checkpoint)
-    return run.finished
+    return run.finish(checkpoint)
 
 
 def begun(run: RunFolder, recipe: Recipe) -> Snapshot:

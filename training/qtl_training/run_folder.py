@@ -13,6 +13,8 @@ A kill leaves the last snapshot whole, and the two newest are kept.
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,19 @@ class RunFolder:
             (folder / RUN_FILE).write_bytes(msgspec.json.encode(self._progress(stage, step)))
 
         self._snapshots.save(stage, step, fill)
+
+    def finish(self, checkpoint: Checkpoint) -> Path:
+        """Writes the finished checkpoint, whole or not at all, and returns its folder."""
+        fresh = self.path / ".checkpoint.part"
+        shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            write(fresh, checkpoint)
+            shutil.rmtree(self.finished, ignore_errors=True)
+            os.replace(fresh, self.finished)
+        except OSError:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        return self.finished
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a line to the log."""

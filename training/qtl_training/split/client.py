@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from qtl_core.split_stage import SplitStage
 from qtl_training.features import Features, tower_features
 from qtl_training.local import begun, stage_seed
 from qtl_training.recipe import Recipe
-from qtl_training.run_folder import RunFolder, write
+from qtl_training.run_folder import RunFolder
 from qtl_training.split.agreement import crossing_of, fingerprint, largest_payload
 from qtl_training.split.client_side import ClientSide
 from qtl_training.split.partition import client_tensors
@@ -114,9 +113,7 @@ class TorchRun:
         return save({name: value.contiguous() for name, value in tensors.items()})
 
     def finish(self) -> Path:
-        shutil.rmtree(self._folder.finished, ignore_errors=True)
-        write(self._folder.finished, self._checkpoint)
-        return self._folder.finished
+        return self._folder.finish(self._checkpoint)
 
 
 class Bars:

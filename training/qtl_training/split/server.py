@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +19,10 @@ from server_runtime.listener import Listener, Received
 _log = logging.getLogger(__name__)
 
 CREDITS: Final = 8
+_NO_SESSION: Final = "no session here: send HELLO first"
 _TICK_S: Final = 0.2
+_COMEBACK_S: Final = 90.0
+"""For a client that was lost at the end of a run: it may not know yet that its weights have come."""
 
 
 class TrainingServer:
@@ -27,18 +32,27 @@ class TrainingServer:
         serving: the run.
         fingerprint: 16 bytes that clients must have too.
         listener: bound; closed here.
+        clock: seconds that only grow.
 
     Attributes:
         bytes_up, bytes_down: on the wire so far, framing included.
     """
 
-    def __init__(self, serving: Serving, fingerprint: bytes, listener: Listener) -> None:
+    def __init__(
+        self,
+        serving: Serving,
+        fingerprint: bytes,
+        listener: Listener,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._serving, self._fingerprint, self._listener = serving, fingerprint, listener
         self._session = b""
         self._route = b""
         self._link = -1
         self._user = ""
-        self._stopped = False
+        self._resumed = self._stopped = False
+        self._clock, self._until = clock, 0.0
         self.bytes_up = self.bytes_down = 0
 
     @property
@@ -69,7 +83,8 @@ class TrainingServer:
             self._listener.close(linger_s=1.0)
 
     def _needed(self) -> bool:
-        return not self._stopped and not (self._serving.finished and not self._route)
+        ended = self._serving.finished and not self._route and self._clock() >= self._until
+        return not self._stopped and not ended
 
     def _hear(self, received: Received) -> None:
         self.bytes_up += wire_size(received.frames, self._listener.encrypted)
@@ -77,7 +92,11 @@ class TrainingServer:
         try:
             message, payloads = split(received.frames, limits)
         except ProtocolError as error:
-            self._say(received.route, Error(error.about, error.wire_code, line(str(error))))
+            # A message that ZeroMQ sent on a new connection before the client knew of that one.
+            if error.about and received.route != self._route:
+                self._say(received.route, Error(error.about, "no_session", _NO_SESSION))
+            else:
+                self._say(received.route, Error(error.about, error.wire_code, line(str(error))))
             return
         gate = self._listener.gate
         if gate is not None and gate.name_of(received.user) is None:
@@ -88,10 +107,10 @@ class TrainingServer:
         elif received.route != self._route:
             self._say(
                 received.route,
-                Error(int(getattr(message, "id", 0)), "no_session", "no session here: send HELLO first"),
+                Error(int(getattr(message, "id", 0)), "no_session", _NO_SESSION),
             )
         elif isinstance(message, Bye):
-            self._route, self._link = b"", -1
+            self._route, self._link, self._until = b"", -1, 0.0
         else:
             for reply, data in self._serving.hear(message, payloads):
                 self._say(self._route, reply, data)
@@ -101,17 +120,19 @@ class TrainingServer:
         if reject is not None:
             self._say(received.route, reject)
             return
-        resumed = len(self._session) > 0 and hello.resume == self._session
-        if not resumed:
-            self._session = secrets.token_bytes(16)
-        self._route, self._link, self._user = received.route, received.link, received.user
+        if received.route != self._route:  # else it is an echo of the HELLO that opened this session
+            self._resumed = len(self._session) > 0 and hello.resume == self._session
+            if not self._resumed:
+                self._session = secrets.token_bytes(16)
+                self._serving.opened()
+            self._route, self._link, self._user = received.route, received.link, received.user
         welcome = Welcome(
             protocol=PROTOCOL,
             session=self._session,
             limits=self._serving.limits(),
             credits=CREDITS,
             agent=f"qtl-train/{__version__}",
-            resumed=resumed,
+            resumed=self._resumed,
             capabilities=(CAN_TRAIN,),
         )
         self._say(received.route, welcome)
@@ -138,6 +159,7 @@ class TrainingServer:
         for link in self._listener.departures():
             if link == self._link:
                 self._route, self._link = b"", -1
+                self._until = self._clock() + _COMEBACK_S
 
     def _say(self, route: bytes, message: Message, data: list[bytes] | None = None) -> None:
         frames = join(message, data or ())

@@ -7,7 +7,6 @@ until the step after it is done, so that whoever asks again is told the same, an
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from qtl_core.split_stage import SplitStage
 from qtl_core.wire import by_name, frame_codes
 from qtl_training.local import begun, stage_seed
 from qtl_training.recipe import Recipe
-from qtl_training.run_folder import RunFolder, write
+from qtl_training.run_folder import RunFolder
 from qtl_training.split.agreement import crossing_of, largest_payload
 from qtl_training.split.gradients import GradientCoder
 from qtl_training.split.partition import client_tensors
@@ -105,6 +104,9 @@ class Serving:
         self.largest = largest_payload(self.stages, self.crossing, snapshot.checkpoint)
         self.finished = False
         self._point: Point | None = None
+        self._kept: dict[int, Reply] = {}
+        self._before: set[int] = set()
+        self._floor = 0
         self._forget()
 
     @property
@@ -116,11 +118,18 @@ class Serving:
         """What a session may send."""
         return Limits(max_payload=self.largest, max_question=0, max_tokens=0, idle_ms=0)
 
+    def opened(self) -> None:
+        """A new session begins, with ids of its own: nothing goes on but from a BEGIN."""
+        self._kept, self._before, self._floor, self._point = {}, set(), 0, None
+        self._forget()
+
     def hear(self, message: Message, payloads: Mapping[str, bytes]) -> list[Reply]:
         """What is said back to a message; an error reply where it cannot be taken."""
         about = int(getattr(message, "id", 0))
         if about in self._kept:
             return [self._kept[about]]
+        if 0 < about <= self._floor:
+            return []  # an echo of what was answered long ago
         try:
             return self._replies(message, payloads, about)
         except (RequestRefused, ProtocolError) as error:
@@ -286,8 +295,7 @@ class Serving:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
-        shutil.rmtree(self._run.finished, ignore_errors=True)
-        write(self._run.finished, self._checkpoint)
+        self._run.finish(self._checkpoint)
         self.finished = True
         return Taken(weights.id), []
 
@@ -311,9 +319,9 @@ class Serving:
 
     def _forget(self) -> None:
         """Clears what belongs to one step; replies are kept for one step more."""
-        kept: dict[int, Reply] = getattr(self, "_kept", {})
-        before: set[int] = getattr(self, "_before", set())
-        self._kept = {about: reply for about, reply in kept.items() if about not in before}
+        # A client's ids grow: what comes with one below those kept was answered before.
+        self._floor = max(self._before, default=self._floor)
+        self._kept = {about: reply for about, reply in self._kept.items() if about not in self._before}
         self._before = set(self._kept)
         self._waiting: dict[int, tuple[Micro, Mapping[str, bytes]]] = {}
         self._next = 0
