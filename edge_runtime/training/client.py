@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
 from edge_runtime.dealer import Dealer
-from edge_runtime.session import Session, Traffic
+from edge_runtime.session import Lost, Session, Traffic
 from edge_runtime.training.partition import ClientRun, StageSide
 from edge_runtime.training.requests import NewServer, Requests
 from edge_runtime.transport import Transport
 from qtl_core import __version__
 from qtl_core.crossing import GRADIENT, WEIGHTS, texts_up
+from qtl_core.errors import HandshakeRefused
 from qtl_core.gradients import decode
 from qtl_core.keys import KeyPair
 from qtl_core.messages import (
@@ -26,6 +28,7 @@ from qtl_core.messages import (
     Limits,
     Micro,
     Norm,
+    Part,
     Point,
     Start,
     Taken,
@@ -35,6 +38,7 @@ from qtl_core.messages import (
 from qtl_core.split_stage import levels_of
 from qtl_core.wire import frame_codes
 
+_TRY_AGAIN_S: Final = 1.0
 _AGENT: Final = f"qtl-train/{__version__}"
 
 
@@ -46,7 +50,7 @@ class Link:
         server: the address.
         keys: this client's CURVE pair; None for plaintext.
         server_key: the server's public key, with ``keys``.
-        timeout: seconds to wait for a connection.
+        timeout: seconds to wait for a connection, and for a place that another client has.
         comeback: seconds that a lost server has to come back.
     """
 
@@ -95,6 +99,7 @@ class TrainingClient:
         run: what is trained here.
         link: how to reach the server.
         watch: told of every step.
+        parts: what goes into the run's fingerprint, so that the server can say what differs.
         clock: seconds that only grow.
         transport: makes the connection from the largest payload; a ZeroMQ DEALER if not given.
     """
@@ -105,6 +110,7 @@ class TrainingClient:
         link: Link,
         *,
         watch: Watch,
+        parts: Sequence[Part] = (),
         clock: Callable[[], float] = time.monotonic,
         transport: Callable[[int], Transport] | None = None,
     ) -> None:
@@ -117,6 +123,7 @@ class TrainingClient:
             text="train",
             agent=_AGENT,
             capabilities=(CAN_TRAIN,),
+            parts=tuple(parts),
         )
         self._session = Session(
             (transport or self._dealer)(run.largest), hello, timeout=link.timeout, clock=clock
@@ -136,7 +143,7 @@ class TrainingClient:
         started = self._clock()
         try:
             with self._session.billed_to(self._traffic):
-                self._session.open()
+                self._come_in()
                 while True:
                     try:
                         self._follow(self._begin(), done)
@@ -154,6 +161,19 @@ class TrainingClient:
     def _dealer(self, largest: int) -> Transport:
         link = self._link
         return Dealer(link.server, keys=link.keys, server_key=link.server_key, max_payload=largest)
+
+    def _come_in(self) -> None:
+        """Opens the session; a place that is taken may become free, as that of a client cut off before."""
+        deadline = self._clock() + self._link.timeout
+        while True:
+            try:
+                self._session.open()
+                return
+            except HandshakeRefused as error:
+                if error.reason != "full" or self._clock() >= deadline:
+                    raise
+            with suppress(Lost):
+                self._session.hear(min(deadline, self._clock() + _TRY_AGAIN_S))
 
     def _begin(self) -> Point:
         holds = tuple(Point(stage, step) for stage, step in self._run.points())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,16 @@ def soon(what: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.0005)
 
 
+def written(folder: Path) -> bool:
+    """Whether a snapshot is being written there."""
+    return any(folder.glob(".0*.part/*"))
+
+
+def other_than(held: set[Path], folder: Path) -> bool:
+    """Whether the snapshots there are no longer these."""
+    return set(folder.glob("0*")) != held
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_at_random_times(tmp_path: Path, source_env: dict[str, str], seed: int) -> None:
@@ -72,7 +83,7 @@ def test_while_snapshots_are_written(tmp_path: Path, source_env: dict[str, str])
             done = run.steps()
             run.wait_for(lambda done=done: run.steps() > done, "a step")
             folder = run.folder / side
-            soon(lambda folder=folder: any(folder.glob(".0*.part/*")))
+            soon(partial(written, folder))
             again(run, side)
 
     same_weights(tmp_path, source_env, 60, trouble)
@@ -86,8 +97,8 @@ def test_while_both_agree_where_to_begin(tmp_path: Path, source_env: dict[str, s
             run.wait_for(lambda done=done: run.steps() > done + 2, "steps")
             again(run, "serve")
             # A server that has just begun again drops the snapshots behind the moment both hold.
-            held = len(list((run.folder / "serve").glob("0*")))
-            soon(lambda held=held: len(list((run.folder / "serve").glob("0*"))) != held)
+            held = set((run.folder / "serve").glob("0*"))
+            soon(partial(other_than, held, run.folder / "serve"))
             again(run, side)
 
     same_weights(tmp_path, source_env, 60, trouble)

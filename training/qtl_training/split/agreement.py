@@ -19,7 +19,7 @@ from qtl_training.recipe import Recipe
 from qtl_training.split.partition import client_tensors
 from qtl_training.split.stages import stages_of
 
-_FILES: Final = ("config.json", "qtl.json", "model.safetensors", "qtl.safetensors", "tokenizer.json")
+FILES: Final = ("config.json", "qtl.json", "model.safetensors", "qtl.safetensors", "tokenizer.json")
 _CHUNK: Final = 1 << 22
 _HEADER: Final = 1 << 16
 
@@ -61,7 +61,7 @@ def fingerprint(recipe: Recipe) -> bytes:
     state = hashlib.sha256(
         msgspec.json.encode([recipe.seed, recipe.stages, recipe.vision, recipe.model], order="sorted")
     )
-    for path in [] if start is None else [start / name for name in _FILES]:
+    for path in [] if start is None else [start / name for name in FILES]:
         if not path.is_file():
             continue
         state.update(path.name.encode())

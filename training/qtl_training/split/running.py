@@ -20,6 +20,7 @@ from qtl_core.snapshots import held
 from qtl_training.recipe import Recipe
 from qtl_training.split.agreement import fingerprint
 from qtl_training.split.client import Bars, TorchRun
+from qtl_training.split.parts import parts
 from qtl_training.split.server import TrainingServer, summary
 from qtl_training.split.serving import Serving
 from server_runtime.config import ServerConfig
@@ -57,7 +58,8 @@ def serve_run(
 
         serving = Serving(recipe, folder, log=told)
         config = ServerConfig(bind=bind, keys=keys, insecure=insecure)
-        server = TrainingServer(serving, agreed, Listener(config, max_payload=serving.largest))
+        listener = Listener(config, max_payload=serving.largest)
+        server = TrainingServer(serving, agreed, listener, parts=parts(recipe))
         with _stopped_by(server, stop_on):
             if ready_file is not None:
                 _write(ready_file, server.endpoint)
@@ -98,7 +100,7 @@ def client_run(
     with held(folder, fresh=fresh):
         run = TorchRun(recipe, folder, progress=progress)
         with closing(Bars(run.name, len(run.stages), shown=progress)) as bars:
-            done = TrainingClient(run, link, watch=bars).train()
+            done = TrainingClient(run, link, watch=bars, parts=parts(recipe)).train()
     pictures = max(done.pictures, 1)
     return {
         "checkpoint": str(done.folder),

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from qtl_core import __version__
 from qtl_core.errors import ProtocolError
-from qtl_core.messages import CAN_TRAIN, PROTOCOL, Bye, Error, Hello, Message, Reject, Welcome, line
+from qtl_core.messages import CAN_TRAIN, PROTOCOL, Bye, Error, Hello, Message, Part, Reject, Welcome, line
 from qtl_core.wire import join, split, wire_size
+from qtl_training.split.parts import differing
 from qtl_training.split.serving import Serving
 from server_runtime.listener import Listener, Received
 
@@ -21,6 +22,8 @@ _log = logging.getLogger(__name__)
 CREDITS: Final = 8
 _NO_SESSION: Final = "no session here: send HELLO first"
 _TICK_S: Final = 0.2
+_SILENT_S: Final = 600.0
+"""After which a client that is still connected gives its place to one that asks for it."""
 _COMEBACK_S: Final = 90.0
 """For a client that was lost at the end of a run: it may not know yet that its weights have come."""
 
@@ -32,6 +35,7 @@ class TrainingServer:
         serving: the run.
         fingerprint: 16 bytes that clients must have too.
         listener: bound; closed here.
+        parts: what goes into the fingerprint, to say what differs.
         clock: seconds that only grow.
 
     Attributes:
@@ -44,6 +48,7 @@ class TrainingServer:
         fingerprint: bytes,
         listener: Listener,
         *,
+        parts: Sequence[Part] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._serving, self._fingerprint, self._listener = serving, fingerprint, listener
@@ -52,7 +57,8 @@ class TrainingServer:
         self._link = -1
         self._user = ""
         self._resumed = self._stopped = False
-        self._clock, self._until = clock, 0.0
+        self._clock, self._until, self._heard = clock, 0.0, 0.0
+        self._parts = parts
         self.bytes_up = self.bytes_down = 0
 
     @property
@@ -88,7 +94,9 @@ class TrainingServer:
 
     def _hear(self, received: Received) -> None:
         self.bytes_up += wire_size(received.frames, self._listener.encrypted)
-        limits = self._serving.limits() if received.route == self._route else None
+        limits = None
+        if received.route == self._route:
+            limits, self._heard = self._serving.limits(), self._clock()
         try:
             message, payloads = split(received.frames, limits)
         except ProtocolError as error:
@@ -126,6 +134,7 @@ class TrainingServer:
                 self._session = secrets.token_bytes(16)
                 self._serving.opened()
             self._route, self._link, self._user = received.route, received.link, received.user
+            self._heard = self._clock()
         welcome = Welcome(
             protocol=PROTOCOL,
             session=self._session,
@@ -143,13 +152,10 @@ class TrainingServer:
         if CAN_TRAIN not in hello.capabilities:
             return Reject("codec", "this server trains and answers no questions: use qtl-train client")
         if hello.fingerprint != self._fingerprint:
-            return Reject(
-                "fingerprint",
-                f"the client's run has fingerprint {hello.fingerprint.hex()}, this server's "
-                f"{self._fingerprint.hex()}: both need the same stages, seed and checkpoint to start from",
-            )
+            return Reject("fingerprint", line(differing(hello, self._fingerprint, self._parts)))
         again = hello.resume == self._session and received.user == self._user
-        if self._route and not again and received.route != self._route:
+        silent = self._clock() - self._heard > _SILENT_S
+        if self._route and not again and received.route != self._route and not silent:
             return Reject(
                 "full", "a client is training here already: stop it first, or wait until it is done"
             )

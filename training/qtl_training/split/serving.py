@@ -6,18 +6,20 @@ until the step after it is done, so that whoever asks again is told the same, an
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from qtl_core.crossing import GRADIENT, TEXTS, VALUES, WEIGHTS, read_texts
+from qtl_core.crossing import GRADIENT, TEXTS, VALUES, WEIGHTS, Crossed, Row, read_texts
 from qtl_core.errors import MalformedMessage, ProtocolError, RequestRefused
 from qtl_core.messages import (
     Begin,
@@ -37,7 +39,7 @@ from qtl_core.messages import (
     kind,
     line,
 )
-from qtl_core.split_stage import SplitStage
+from qtl_core.split_stage import SplitStage, levels_of
 from qtl_core.wire import by_name, frame_codes
 from qtl_training.local import begun, stage_seed
 from qtl_training.recipe import Recipe
@@ -47,6 +49,8 @@ from qtl_training.split.gradients import GradientCoder
 from qtl_training.split.partition import client_tensors
 from qtl_training.split.server_side import MicroResult, ServerSide
 from qtl_training.split.stages import stages_of
+
+_log = logging.getLogger(__name__)
 
 Reply = tuple[Message, list[bytes]]
 
@@ -193,35 +197,43 @@ class Serving:
             raise RequestRefused(
                 "order", f"micro-batch {micro.micro} of {settings.micro_batches}: the recipes differ"
             )
-        self._waiting[micro.micro] = (micro, payloads)
+        # Checked before it takes its place: what is refused leaves no trace, and keeps nothing else out.
+        crossed, rows = self._checked(micro, payloads, settings)
+        before = self._waiting.get(micro.micro, (micro,))[0]
+        if micro.micro < self._next or before.id != micro.id:
+            raise RequestRefused("duplicate", f"micro-batch {micro.micro} has come under another id")
+        self._waiting[micro.micro] = (micro, crossed, rows)
         replies = []
         while self._next in self._waiting:
-            waiting, data = self._waiting.pop(self._next)
+            waiting, crossed, rows = self._waiting.pop(self._next)
             try:
-                replies.append(self._keep(waiting.id, self._computed(waiting, data, settings)))
+                replies.append(self._keep(waiting.id, self._computed(waiting, crossed, rows)))
             except (RequestRefused, ProtocolError) as error:
                 replies.append(self._refused(waiting.id, error))
                 break
             self._next += 1
         return replies
 
-    def _computed(self, micro: Micro, payloads: Mapping[str, bytes], settings: SplitStage) -> Reply:
+    def _checked(
+        self, micro: Micro, payloads: Mapping[str, bytes], settings: SplitStage
+    ) -> tuple[Crossed, tuple[Row, ...]]:
         if set(payloads) != {VALUES, TEXTS}:
             raise MalformedMessage(f"a micro-batch has the frames v and t, this one {sorted(payloads)}")
-        if micro.levels not in settings.levels:
-            raise RequestRefused("order", f"{micro.levels} levels are not in the recipe's {settings.levels}")
+        levels = levels_of(settings, stage_seed(self.recipe, self._now.stage), micro.step)
+        if micro.levels != levels:
+            raise RequestRefused("order", f"step {micro.step} has {levels} levels, not {micro.levels}")
         rows = read_texts(payloads[TEXTS], settings.pictures)
         if [row.pictures for row in rows] != [(place,) for place in range(settings.pictures)]:
             raise RequestRefused("order", f"a micro-batch has a row for each of {settings.pictures} pictures")
         frame = by_name(micro)[VALUES]
-        crossed = self.crossing.read(frame, payloads[VALUES], micro.levels, settings.pictures)
+        return self.crossing.read(frame, payloads[VALUES], micro.levels, settings.pictures), rows
+
+    def _computed(self, micro: Micro, crossed: Crossed, rows: tuple[Row, ...]) -> Reply:
         result = self._side.run(crossed, micro.levels, rows)
         if not math.isfinite(result.loss):
-            raise RequestRefused(
-                "diverged",
-                f"the loss of stage {self._now.stage}, step {micro.step} is {result.loss}: lower the "
-                f"learning rate; the last good snapshot is of step {self._run.points()[-1][1]}",
-            )
+            raise self._diverged(micro.step, f"the loss is {result.loss}")
+        if not np.isfinite(result.gradient).all():
+            raise self._diverged(micro.step, "a gradient is not finite")
         data, _ = self._coder.encode(micro.step, micro.micro, result.gradient)
         self._sums.add(result)
         grads = Grads(
@@ -241,10 +253,10 @@ class Serving:
                 "order", f"step {norm.step} has {self._next} of its {settings.micro_batches} micro-batches"
             )
         if not math.isfinite(norm.squared) or norm.squared < 0:
-            raise RequestRefused(
-                "diverged", f"the client's gradients of step {norm.step} have the squared norm {norm.squared}"
-            )
+            raise self._diverged(norm.step, f"the squared norm of the client's gradients is {norm.squared}")
         squared = norm.squared + self._side.squared_norm(self._sums.tokens)
+        if not math.isfinite(squared):
+            raise self._diverged(norm.step, f"the squared norm of all gradients is {squared}")
         self._side.apply(norm.step, squared)
         if self._log is not None:
             self._log(
@@ -299,6 +311,15 @@ class Serving:
         self.finished = True
         return Taken(weights.id), []
 
+    def _diverged(self, step: int, what: str) -> RequestRefused:
+        stage, saved = self._run.points()[-1]
+        message = (
+            f"training diverged at stage {self._now.stage}, step {step}: {what}; lower the learning rate; "
+            f"the last good snapshot is of stage {stage}, step {saved}, and nothing was learnt after it"
+        )
+        _log.warning("%s", message)
+        return RequestRefused("diverged", message)
+
     @property
     def _now(self) -> Point:
         if self._point is None:
@@ -323,6 +344,6 @@ class Serving:
         self._floor = max(self._before, default=self._floor)
         self._kept = {about: reply for about, reply in self._kept.items() if about not in self._before}
         self._before = set(self._kept)
-        self._waiting: dict[int, tuple[Micro, Mapping[str, bytes]]] = {}
+        self._waiting: dict[int, tuple[Micro, Crossed, tuple[Row, ...]]] = {}
         self._next = 0
         self._sums = _Sums()
