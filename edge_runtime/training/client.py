@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+import numpy as np
+
 from edge_runtime.dealer import Dealer
 from edge_runtime.session import Lost, Session, Traffic
 from edge_runtime.training.partition import ClientRun, StageSide
@@ -16,7 +18,7 @@ from edge_runtime.training.requests import NewServer, Requests
 from edge_runtime.transport import Transport
 from qtl_core import __version__
 from qtl_core.crossing import GRADIENT, WEIGHTS, texts_up
-from qtl_core.errors import HandshakeRefused
+from qtl_core.errors import HandshakeRefused, InputError
 from qtl_core.gradients import decode
 from qtl_core.keys import KeyPair
 from qtl_core.messages import (
@@ -137,6 +139,7 @@ class TrainingClient:
         Raises:
             LinkError: the server is not there, or did not come back.
             RefusedError: it refused the run, or a step.
+            InputError: training diverged.
             StorageError: a snapshot cannot be written.
         """
         done = Done()
@@ -231,6 +234,11 @@ class TrainingClient:
         sent = []
         for index, micro in enumerate(side.micro_batches(step)):
             crossed = side.forward(index, micro.pictures, levels)
+            if not levels and not np.isfinite(crossed).all():
+                raise InputError(
+                    f"training diverged at stage {number}, step {step}: a feature is beyond half precision; "
+                    "lower the learning rate; the last good snapshot stays"
+                )
             values, texts = crossing.up(crossed, levels), texts_up(micro.rows)
             message = Micro(self._requests.next_id(), (values[0], texts[0]), step, index, levels)
             sent.append((self._requests.send(message, [values[1], texts[1]]), crossed.shape))

@@ -20,7 +20,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from qtl_core.crossing import GRADIENT, TEXTS, VALUES, WEIGHTS, Crossed, Row, read_texts
-from qtl_core.errors import MalformedMessage, ProtocolError, RequestRefused
+from qtl_core.errors import InputError, MalformedMessage, ProtocolError, RequestRefused
 from qtl_core.messages import (
     Begin,
     Error,
@@ -278,7 +278,11 @@ class Serving:
         elif save:
             state = {f"server.{k}": v for k, v in self._side.state().items()} | self._coder.state()
         if save:
-            self._run.save(self._checkpoint, stage, step, state)
+            try:
+                self._run.save(self._checkpoint, stage, step, state)
+            except InputError as error:
+                _log.warning("%s", error)
+                raise RequestRefused("diverged", str(error)) from error
         self._forget()
         if last:
             self._enter(stage, step, {})
