@@ -24,6 +24,8 @@ CODEC_FLOAT16: Final = 1
 """IEEE half-precision features, little-endian, C order: the unquantized baseline."""
 CODEC_RANS: Final = 2
 """Codes, entropy-coded under the bundle's tables (``qtl_core.entropy``); never longer than packed."""
+CODEC_KNOWN: Final = 3
+"""Codes of pictures named by number, in full or as they differ (``qtl_core.known``); for training only."""
 CODECS: Final = {"packed": CODEC_PACKED, "float16": CODEC_FLOAT16, "rans": CODEC_RANS}
 """Codec numbers by name. A manifest names the first two; the third goes in place of packed codes."""
 CODEC_NAMES: Final = {number: name for name, number in CODECS.items()}
@@ -106,7 +108,7 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
         size: bytes of the frame.
         crc: CRC-32 of the frame (the one of zlib, gzip and PNG).
         count: tokens in it; 0 means as many as the manifest says (for each tile).
-        codec: 0 packed codes, 1 float16 features, 2 entropy-coded codes.
+        codec: 0 packed codes, 1 float16 features, 2 entropy-coded codes, 3 codes of known pictures.
     """
 
     name: Name

@@ -49,6 +49,8 @@ class SplitStage(
         loose: share of questions that begin with a capital letter, or lack the question mark.
         levels: level counts to draw from, one a step; 0 sends half-precision features.
         weights: how often each is drawn; empty: equally often.
+        picture_cache: bytes that each side keeps of pictures' last codes, so that they are named by number
+            and only what changed of them crosses; 0: every picture crosses in full.
         grad_bits: bits of a value of the gradients that come back: 32 (exact), 16, 8, 4 or 2.
         train: which parts learn: "connector", "decoder", "vision_quantizer".
         optimizer: for connector and decoder.
@@ -66,6 +68,7 @@ class SplitStage(
     loose: float = 0.0
     levels: tuple[int, ...] = (4,)
     weights: tuple[float, ...] = ()
+    picture_cache: int = 1 << 26
     grad_bits: int = 32
     train: tuple[str, ...] = ("connector", "vision_quantizer")
     optimizer: Optimizer
@@ -87,6 +90,8 @@ def check(stage: SplitStage, where: str) -> None:
     if stage.grad_bits not in GRAD_BITS:
         known = ", ".join(map(str, GRAD_BITS))
         raise RecipeError(f"{where}: grad_bits is {stage.grad_bits}, it must be one of {known}")
+    if stage.picture_cache < 0:
+        raise RecipeError(f"{where}: picture_cache is {stage.picture_cache}, it must be 0 or more bytes")
     if not stage.levels:
         raise RecipeError(f"{where}: levels is empty; name level counts, or 0 for features")
     if stage.micro_batches < 1 or stage.pictures < 1 or stage.questions < 1:

@@ -21,6 +21,7 @@ from qtl_core.crossing import GRADIENT, WEIGHTS, texts_up
 from qtl_core.errors import HandshakeRefused, InputError
 from qtl_core.gradients import decode
 from qtl_core.keys import KeyPair
+from qtl_core.known import Known
 from qtl_core.messages import (
     CAN_TRAIN,
     PROTOCOL,
@@ -132,6 +133,7 @@ class TrainingClient:
         )
         self._requests = Requests(self._session, limits, comeback=link.comeback)
         self._traffic = Traffic()
+        self._known = Known(run.crossing, 0)
 
     def train(self) -> Done:
         """Trains to the end of the run, through whatever happens to the connection or the server.
@@ -192,6 +194,7 @@ class TrainingClient:
         for number in range(point.stage, len(run.stages)):
             stage = run.stages[number]
             side = run.enter(number)
+            self._known = Known(run.crossing, stage.picture_cache)
             steps = stage.stop or stage.steps
             self._watch.stage(number, steps, first)
             for step in range(first, steps):
@@ -218,6 +221,7 @@ class TrainingClient:
         norm = Norm(self._requests.next_id(), step, own)
         total, _ = self._requests.reply(self._requests.send(norm), Total)
         side.apply(step, total.squared)
+        self._known.commit()
         turns = sum(one.turns for one in grads)
         return total.save, {
             "loss": sum(one.loss for one in grads) / tokens,
@@ -230,7 +234,6 @@ class TrainingClient:
         """Sends the step's micro-batches, each while the server works on the ones before, and takes their
         gradients in order.
         """
-        crossing = self._run.crossing
         sent = []
         for index, micro in enumerate(side.micro_batches(step)):
             crossed = side.forward(index, micro.pictures, levels)
@@ -239,7 +242,7 @@ class TrainingClient:
                     f"training diverged at stage {number}, step {step}: a feature is beyond half precision; "
                     "lower the learning rate; the last good snapshot stays"
                 )
-            values, texts = crossing.up(crossed, levels), texts_up(micro.rows)
+            values, texts = self._known.up(index, micro.pictures, crossed, levels), texts_up(micro.rows)
             message = Micro(self._requests.next_id(), (values[0], texts[0]), step, index, levels)
             sent.append((self._requests.send(message, [values[1], texts[1]]), crossed.shape))
         for index, (about, shape) in enumerate(sent):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from qtl_core.crossing import GRADIENT, TEXTS, VALUES, WEIGHTS, Crossed, Row, read_texts
 from qtl_core.errors import InputError, MalformedMessage, ProtocolError, RequestRefused
+from qtl_core.known import Known
 from qtl_core.messages import (
     Begin,
     Error,
@@ -186,6 +187,7 @@ class Serving:
         settings = self.stages[stage]
         torch.manual_seed(stage_seed(self.recipe, stage))
         self._checkpoint.model.train()
+        self._known = Known(self.crossing, settings.picture_cache)
         self._side = ServerSide(self._checkpoint, settings)
         self._coder = GradientCoder(stage_seed(self.recipe, stage), settings.grad_bits)
         self._side.load({k.removeprefix("server."): v for k, v in state.items() if k.startswith("server.")})
@@ -197,11 +199,11 @@ class Serving:
             raise RequestRefused(
                 "order", f"micro-batch {micro.micro} of {settings.micro_batches}: the recipes differ"
             )
-        # Checked before it takes its place: what is refused leaves no trace, and keeps nothing else out.
-        crossed, rows = self._checked(micro, payloads, settings)
         before = self._waiting.get(micro.micro, (micro,))[0]
         if micro.micro < self._next or before.id != micro.id:
             raise RequestRefused("duplicate", f"micro-batch {micro.micro} has come under another id")
+        # Checked before it takes its place: what is refused leaves no trace, and keeps nothing else out.
+        crossed, rows = self._checked(micro, payloads, settings)
         self._waiting[micro.micro] = (micro, crossed, rows)
         replies = []
         while self._next in self._waiting:
@@ -226,7 +228,8 @@ class Serving:
         if [row.pictures for row in rows] != [(place,) for place in range(settings.pictures)]:
             raise RequestRefused("order", f"a micro-batch has a row for each of {settings.pictures} pictures")
         frame = by_name(micro)[VALUES]
-        return self.crossing.read(frame, payloads[VALUES], micro.levels, settings.pictures), rows
+        data = payloads[VALUES]
+        return self._known.read(micro.micro, frame, data, micro.levels, settings.pictures), rows
 
     def _computed(self, micro: Micro, crossed: Crossed, rows: tuple[Row, ...]) -> Reply:
         result = self._side.run(crossed, micro.levels, rows)
@@ -258,6 +261,7 @@ class Serving:
         if not math.isfinite(squared):
             raise self._diverged(norm.step, f"the squared norm of all gradients is {squared}")
         self._side.apply(norm.step, squared)
+        self._known.commit()
         if self._log is not None:
             self._log(
                 {
