@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qtl_core import codes as packing
 from qtl_core import entropy
+from qtl_core.codes import Codes
 from qtl_core.entropy import Tables
 from qtl_core.entropy_file import read_tables, tables_name
 from qtl_core.errors import CodeError, MalformedMessage
@@ -118,6 +119,11 @@ class Crossing:
             if len(coded) < len(data):
                 data, codec = coded, CODEC_RANS
         return frame_codes(VALUES, data, codec=codec), data
+
+    def bits(self, codes: Codes, levels: int) -> float:
+        """Bits that codes cost in full, about."""
+        packed, tables = codes.size * packing.bits_of(levels), self._tables.get(levels)
+        return packed if tables is None else min(packed, tables.bits(codes))
 
     def read(self, frame: Frame, data: bytes, levels: int, pictures: int) -> Crossed:
         """What ``up`` made, checked.

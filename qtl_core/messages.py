@@ -24,6 +24,8 @@ CODEC_FLOAT16: Final = 1
 """IEEE half-precision features, little-endian, C order: the unquantized baseline."""
 CODEC_RANS: Final = 2
 """Codes, entropy-coded under the bundle's tables (``qtl_core.entropy``); never longer than packed."""
+CODEC_KNOWN: Final = 3
+"""Codes of pictures named by number, in full or as they differ (``qtl_core.known``); for training only."""
 CODECS: Final = {"packed": CODEC_PACKED, "float16": CODEC_FLOAT16, "rans": CODEC_RANS}
 """Codec numbers by name. A manifest names the first two; the third goes in place of packed codes."""
 CODEC_NAMES: Final = {number: name for name, number in CODECS.items()}
@@ -106,7 +108,7 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
         size: bytes of the frame.
         crc: CRC-32 of the frame (the one of zlib, gzip and PNG).
         count: tokens in it; 0 means as many as the manifest says (for each tile).
-        codec: 0 packed codes, 1 float16 features, 2 entropy-coded codes.
+        codec: 0 packed codes, 1 float16 features, 2 entropy-coded codes, 3 codes of known pictures.
     """
 
     name: Name
@@ -114,6 +116,18 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
     crc: U32
     count: Count = 0
     codec: Small = CODEC_PACKED
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """Something that client and server of a training run must have in common.
+
+    Attributes:
+        name: what it is, for people.
+        digest: 8 bytes that are the same where it is.
+    """
+
+    name: Name
+    digest: Digest
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -128,6 +142,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
         resume: the session to take up again after a reconnect; empty for a new one.
         capabilities: names of optional features; unknown ones are ignored.
         tables: digest of the entropy coder's tables; empty where the client has none.
+        parts: of a training run, what goes into the fingerprint, so that a server can say what differs.
     """
 
     protocol: Small
@@ -138,6 +153,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     resume: Resume = b""
     capabilities: Names = ()
     tables: Digest = b""
+    parts: Annotated[tuple[Part, ...], Meta(max_length=64)] = ()
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -403,9 +419,11 @@ def encode_header(message: Message) -> bytes:
         data = _ENCODER.encode(message)
     except (msgspec.MsgspecError, UnicodeError, OverflowError, TypeError) as error:
         raise MalformedMessage(f"a {kind(message)} message cannot be encoded: {error}") from error
-    if isinstance(message, Ask) and not message.size:
-        # Defaults may be left out from the end: a byte less for every picture that is not cut into tiles,
-        # and two more for every question that is not padded.
+    if isinstance(message, Hello) and not message.parts:
+        data = bytes([data[0] - 1]) + data[1:-1]
+    elif isinstance(message, Ask) and not message.size:
+        # Defaults may be left out from the end, as above: a byte less for every picture that is not cut
+        # into tiles, and two more for every question that is not padded.
         left_out, spared = (1, 1) if message.fill else (2, 3)
         data = bytes([data[0] - left_out]) + data[1:-spared]
     # Structs check nothing when built. Reading back what was written costs a microsecond, and keeps

@@ -11,7 +11,7 @@ import msgspec
 
 from qtl_core.errors import CheckpointError
 
-_FILES: Final = ("config.json", "qtl.json", "model.safetensors", "qtl.safetensors", "tokenizer.json")
+FILES: Final = ("config.json", "qtl.json", "model.safetensors", "qtl.safetensors", "tokenizer.json")
 _CHUNK: Final = 1 << 22
 
 
@@ -36,7 +36,7 @@ def run_fingerprint(seed: int, stages: Sequence[Any], vision: Any, model: Any, s
         CheckpointError: a file of the checkpoint cannot be read.
     """
     state = hashlib.sha256(msgspec.json.encode([seed, stages, vision, model], order="sorted"))
-    for path in [] if start is None else [start / name for name in _FILES]:
+    for path in [] if start is None else [start / name for name in FILES]:
         if not path.is_file():
             continue
         state.update(path.name.encode())

@@ -84,6 +84,8 @@ class SplitStage(
             it anew; the server gets its half of it.
         rotation: how the fit rotates the principal directions: "random" spreads what they say evenly over the
             codes; "independent" finds directions whose codes rarely change and cost few bits.
+        picture_cache: bytes that each side keeps of pictures' last codes, so that they are named by number
+            and only what changed of them crosses; 0: every picture crosses in full.
         grad_bits: bits of a value of the gradients that come back: 32 (exact), 16, 8, 4 or 2.
         train: which parts learn: "connector", "decoder", "vision_quantizer".
         optimizer: for connector and decoder.
@@ -104,6 +106,7 @@ class SplitStage(
     weights: tuple[float, ...] = ()
     fit_quantizer: bool = False
     rotation: Literal["random", "independent"] = "random"
+    picture_cache: int = 1 << 26
     grad_bits: int = 32
     train: tuple[str, ...] = ("connector", "vision_quantizer")
     optimizer: Optimizer
@@ -130,6 +133,8 @@ def check(stage: SplitStage, where: str) -> None:
     if stage.grad_bits not in GRAD_BITS:
         known = ", ".join(map(str, GRAD_BITS))
         raise RecipeError(f"{where}: grad_bits is {stage.grad_bits}, it must be one of {known}")
+    if stage.picture_cache < 0:
+        raise RecipeError(f"{where}: picture_cache is {stage.picture_cache}, it must be 0 or more bytes")
     if not stage.levels:
         raise RecipeError(f"{where}: levels is empty; name level counts, or 0 for features")
     if stage.fit_quantizer and "vision_quantizer" not in stage.train:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+import numpy as np
+
 from edge_runtime.dealer import Dealer
-from edge_runtime.session import Session, Traffic
+from edge_runtime.session import Lost, Session, Traffic
 from edge_runtime.training.partition import ClientRun, StageSide
 from edge_runtime.training.requests import NewServer, Requests
 from edge_runtime.transport import Transport
 from qtl_core import __version__
 from qtl_core.crossing import GRADIENT, WEIGHTS, texts_up
+from qtl_core.errors import HandshakeRefused, InputError
 from qtl_core.gradients import decode
 from qtl_core.keys import KeyPair
+from qtl_core.known import Known
 from qtl_core.messages import (
     CAN_TRAIN,
     PROTOCOL,
@@ -26,6 +31,7 @@ from qtl_core.messages import (
     Limits,
     Micro,
     Norm,
+    Part,
     Point,
     Start,
     Taken,
@@ -35,6 +41,7 @@ from qtl_core.messages import (
 from qtl_core.split_stage import levels_of
 from qtl_core.wire import frame_codes
 
+_TRY_AGAIN_S: Final = 1.0
 _AGENT: Final = f"qtl-train/{__version__}"
 
 
@@ -46,7 +53,7 @@ class Link:
         server: the address.
         keys: this client's CURVE pair; None for plaintext.
         server_key: the server's public key, with ``keys``.
-        timeout: seconds to wait for a connection.
+        timeout: seconds to wait for a connection, and for a place that another client has.
         comeback: seconds that a lost server has to come back.
     """
 
@@ -95,6 +102,7 @@ class TrainingClient:
         run: what is trained here.
         link: how to reach the server.
         watch: told of every step.
+        parts: what goes into the run's fingerprint, so that the server can say what differs.
         clock: seconds that only grow.
         transport: makes the connection from the largest payload; a ZeroMQ DEALER if not given.
     """
@@ -105,6 +113,7 @@ class TrainingClient:
         link: Link,
         *,
         watch: Watch,
+        parts: Sequence[Part] = (),
         clock: Callable[[], float] = time.monotonic,
         transport: Callable[[int], Transport] | None = None,
     ) -> None:
@@ -117,12 +126,14 @@ class TrainingClient:
             text="train",
             agent=_AGENT,
             capabilities=(CAN_TRAIN,),
+            parts=tuple(parts),
         )
         self._session = Session(
             (transport or self._dealer)(run.largest), hello, timeout=link.timeout, clock=clock
         )
         self._requests = Requests(self._session, limits, comeback=link.comeback)
         self._traffic = Traffic()
+        self._known = Known(run.crossing, 0)
 
     def train(self) -> Done:
         """Trains to the end of the run, through whatever happens to the connection or the server.
@@ -130,13 +141,14 @@ class TrainingClient:
         Raises:
             LinkError: the server is not there, or did not come back.
             RefusedError: it refused the run, or a step.
+            InputError: training diverged.
             StorageError: a snapshot cannot be written.
         """
         done = Done()
         started = self._clock()
         try:
             with self._session.billed_to(self._traffic):
-                self._session.open()
+                self._come_in()
                 while True:
                     try:
                         self._follow(self._begin(), done)
@@ -155,6 +167,19 @@ class TrainingClient:
         link = self._link
         return Dealer(link.server, keys=link.keys, server_key=link.server_key, max_payload=largest)
 
+    def _come_in(self) -> None:
+        """Opens the session; a place that is taken may become free, as that of a client cut off before."""
+        deadline = self._clock() + self._link.timeout
+        while True:
+            try:
+                self._session.open()
+                return
+            except HandshakeRefused as error:
+                if error.reason != "full" or self._clock() >= deadline:
+                    raise
+            with suppress(Lost):
+                self._session.hear(min(deadline, self._clock() + _TRY_AGAIN_S))
+
     def _begin(self) -> Point:
         holds = tuple(Point(stage, step) for stage, step in self._run.points())
         begin = Begin(self._requests.next_id(), holds)
@@ -171,6 +196,7 @@ class TrainingClient:
             side = run.enter(number)
             if stage.fit_quantizer and not first:
                 self._hand_over(side.fit())
+            self._known = Known(run.crossing, stage.picture_cache)
             steps = stage.stop or stage.steps
             self._watch.stage(number, steps, first)
             for step in range(first, steps):
@@ -198,6 +224,7 @@ class TrainingClient:
         norm = Norm(self._requests.next_id(), step, own)
         total, _ = self._requests.reply(self._requests.send(norm), Total)
         side.apply(step, total.squared)
+        self._known.commit()
         turns = sum(one.turns for one in grads)
         return total.save, {
             "loss": sum(one.loss for one in grads) / tokens,
@@ -212,11 +239,15 @@ class TrainingClient:
         """Sends the step's micro-batches, each while the server works on the ones before, and takes their
         gradients in order.
         """
-        crossing = self._run.crossing
         sent = []
         for index, micro in enumerate(side.micro_batches(step)):
             crossed = side.forward(index, micro.pictures, levels)
-            values, texts = crossing.up(crossed, levels), texts_up(micro.rows)
+            if not levels and not np.isfinite(crossed).all():
+                raise InputError(
+                    f"training diverged at stage {number}, step {step}: a feature is beyond half precision; "
+                    "lower the learning rate; the last good snapshot stays"
+                )
+            values, texts = self._known.up(index, micro.pictures, crossed, levels), texts_up(micro.rows)
             message = Micro(self._requests.next_id(), (values[0], texts[0]), step, index, levels)
             sent.append((self._requests.send(message, [values[1], texts[1]]), crossed.shape))
             done.pictures += len(micro.pictures)

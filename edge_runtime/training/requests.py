@@ -8,13 +8,16 @@ from typing import Final, TypeVar
 
 from edge_runtime.session import Lost, Session
 from qtl_core.errors import HandshakeRefused, MalformedMessage, RequestRefused, ServerLost, ServerUnavailable
-from qtl_core.messages import Error, Limits, Message, Pong, Reject, Welcome, kind
+from qtl_core.messages import Error, Limits, Message, Ping, Pong, Reject, Welcome, kind
 from qtl_core.wire import join
 
 _Reply = TypeVar("_Reply", bound=Message)
 
 _PATIENCE_S: Final = 3600.0
 """For one reply while the connection stands: a step of a large model takes as long as it takes."""
+
+
+_SILENCE_S: Final = 10.0
 
 
 class NewServer(Exception):
@@ -34,6 +37,7 @@ class Requests:
         self._session, self._limits, self._comeback = session, limits, comeback
         # Another process of this client must not be taken for this one: replies are kept by id.
         self._id = 1 + (secrets.randbelow(2**40) << 12)
+        self._ping = 0
         self._open: dict[int, list[bytes]] = {}
         self._replies: dict[int, tuple[Message, dict[str, bytes]]] = {}
 
@@ -61,9 +65,12 @@ class Requests:
         deadline = self._session.clock() + _PATIENCE_S
         while about not in self._replies:
             try:
-                heard = self._session.hear(deadline, self._limits)
+                heard = self._session.hear(min(deadline, self._session.clock() + _SILENCE_S), self._limits)
             except Lost:
                 self._recover()
+                continue
+            if heard is None and self._session.clock() < deadline:
+                self._look()
                 continue
             if heard is None:
                 raise ServerLost(
@@ -78,13 +85,22 @@ class Requests:
             )
         return message, payloads
 
+    def _look(self) -> None:
+        """Asks a silent server whether it still knows this session; it answers when it is done computing."""
+        if self._ping not in self._open:
+            self._ping = self.next_id()
+            self.send(Ping(self._ping))
+
     def _take(self, message: Message, payloads: dict[str, bytes]) -> None:
         if isinstance(message, Pong | Welcome):
+            self._open.pop(getattr(message, "id", 0), None)
             return
         if isinstance(message, Reject):
             raise HandshakeRefused(message.reason, f"the server ended the session: {message.message}")
         about = int(getattr(message, "id", 0))
         if isinstance(message, Error):
+            if about and about not in self._open:
+                return  # about an echo of what has had its reply
             if message.code == "no_session":
                 self._session.forget()
                 self._recover()

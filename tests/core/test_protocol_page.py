@@ -21,7 +21,7 @@ import zmq
 
 from qtl_core import codes, entropy, messages, sockets, wire
 from qtl_core.entropy_tables import Tables
-from qtl_core.messages import Answer, Ask, Bye, Frame, Hello, Limits, Point, Token, Welcome
+from qtl_core.messages import Answer, Ask, Bye, Frame, Hello, Limits, Part, Point, Token, Welcome
 from qtl_core.range_coder import TOTAL
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
@@ -87,7 +87,10 @@ def _tables(page: str) -> dict[str, tuple[str, list[list[str]]]]:
     return found
 
 
-@pytest.mark.parametrize("kind", [*messages.KINDS, Limits, Frame, Point], ids=lambda kind: kind.__name__)
+STRUCTS: tuple[type[msgspec.Struct], ...] = (*messages.KINDS, Limits, Frame, Part, Point)
+
+
+@pytest.mark.parametrize("kind", STRUCTS, ids=lambda kind: kind.__name__)
 def test_every_field(page: str, kind: type[msgspec.Struct]) -> None:
     info = msgspec.inspect.type_info(kind)
     assert isinstance(info, msgspec.inspect.StructType)
@@ -102,8 +105,7 @@ def test_every_field(page: str, kind: type[msgspec.Struct]) -> None:
 
 
 def test_no_table_of_something_that_does_not_exist(page: str) -> None:
-    kinds: tuple[type[msgspec.Struct], ...] = (*messages.KINDS, Limits, Frame, Point)
-    assert set(_tables(page)) == {kind.__name__.upper() for kind in kinds}
+    assert set(_tables(page)) == {kind.__name__.upper() for kind in STRUCTS}
 
 
 @pytest.mark.parametrize("names", [messages.REJECT_REASONS, messages.ERROR_CODES])

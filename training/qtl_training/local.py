@@ -17,7 +17,7 @@ from qtl_core.run_agreement import stage_seed as seed_of_stage
 from qtl_core.split_stage import SplitStage
 from qtl_training.build import build_checkpoint
 from qtl_training.recipe import Recipe, Stage, TowerStage
-from qtl_training.run_folder import RunFolder, Snapshot, write
+from qtl_training.run_folder import RunFolder, Snapshot
 from qtl_training.split.data import record_of
 from qtl_training.stages.language import LanguageTraining
 from qtl_training.stages.split import SplitTraining
@@ -72,9 +72,7 @@ def train(
         stage.finish()
         run.save(checkpoint, number + 1, 0, {})
         first_step, state = 0, {}
-    shutil.rmtree(run.finished, ignore_errors=True)
-    write(run.finished, checkpoint)
-    return run.finished
+    return run.finish(checkpoint)
 
 
 def begun(run: RunFolder, recipe: Recipe) -> Snapshot:

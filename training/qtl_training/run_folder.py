@@ -13,15 +13,19 @@ A kill leaves the last snapshot whole, and the two newest are kept.
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from qtl_core.errors import RecipeError
+from qtl_core.errors import InputError, RecipeError
 from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qtl_core.snapshots import RUN_FILE, Snapshots
 from qtl_training.recipe import Recipe, agreed_stages
@@ -118,8 +122,15 @@ class RunFolder:
         """Writes a snapshot, then drops all but the two newest.
 
         Raises:
+            InputError: a weight that is no number; older snapshots stay.
             StorageError: if the disk is full or the folder cannot be written; older snapshots stay.
         """
+        for name, value in checkpoint.model.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise InputError(
+                    f"training diverged before stage {stage}, step {step}: {name} is not finite; lower the "
+                    "learning rate; the snapshots before it stay"
+                )
 
         def fill(folder: Path) -> None:
             write(folder / "checkpoint", checkpoint)
@@ -130,6 +141,19 @@ class RunFolder:
             (folder / RUN_FILE).write_bytes(msgspec.json.encode(self._progress(stage, step)))
 
         self._snapshots.save(stage, step, fill)
+
+    def finish(self, checkpoint: Checkpoint) -> Path:
+        """Writes the finished checkpoint, whole or not at all, and returns its folder."""
+        fresh = self.path / ".checkpoint.part"
+        shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            write(fresh, checkpoint)
+            shutil.rmtree(self.finished, ignore_errors=True)
+            os.replace(fresh, self.finished)
+        except OSError:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        return self.finished
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a line to the log."""
@@ -143,13 +167,24 @@ class RunFolder:
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint that was read and then trained."""
-    save_checkpoint(
-        folder,
-        checkpoint.llava,
-        checkpoint.model,
-        checkpoint.settings,
-        checkpoint.tokenizer,
-        checkpoint.processor,
-        checkpoint.further,
-    )
+    """Writes a checkpoint that was read and then trained.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        save_checkpoint(
+            folder,
+            checkpoint.llava,
+            checkpoint.model,
+            checkpoint.settings,
+            checkpoint.tokenizer,
+            checkpoint.processor,
+            checkpoint.further,
+        )
+    except SafetensorError as error:
+        # What the system says reaches us as text only.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error

@@ -141,7 +141,7 @@ def serve(
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="To wait for a connection.",
+    help="To wait for a connection, and while another client trains there.",
 )
 @click.option(
     "--comeback",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from qtl_core.crossing import Crossed, MicroBatch
 from qtl_core.split_stage import SplitStage
 from qtl_training.local import begun, stage_seed
 from qtl_training.recipe import Recipe
-from qtl_training.run_folder import RunFolder, write
+from qtl_training.run_folder import RunFolder
 from qtl_training.split.agreement import crossing_of, fingerprint, largest_payload
 from qtl_training.split.client_side import ClientSide
 from qtl_training.split.data import StageData, record_of, stage_data
@@ -120,9 +119,7 @@ class TorchRun:
         return save({name: value.contiguous() for name, value in tensors.items()})
 
     def finish(self) -> Path:
-        shutil.rmtree(self._folder.finished, ignore_errors=True)
-        write(self._folder.finished, self._checkpoint)
-        return self._folder.finished
+        return self._folder.finish(self._checkpoint)
 
 
 class Bars:

@@ -75,6 +75,8 @@ class ClientSide:
             half: NDArray[np.float16] = at_cut.detach().to(torch.float16).numpy()
             return half
         quantizer = self._model.vision_quantizer
+        # Of a frozen partition the running statistics are frozen too: a picture keeps its codes.
+        quantizer.train(bool(self._optimizer.parameters))
         scaled = quantizer.scale(quantizer.project(at_cut), levels)
         codes = quantizer.to_codes(scaled, levels)
         loss = COMMITMENT_WEIGHT * distortion(scaled, quantizer.values(codes, levels))

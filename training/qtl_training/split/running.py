@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -17,10 +16,12 @@ from edge_runtime.config import EdgeConfig
 from edge_runtime.training.client import Link, TrainingClient
 from qtl_core.errors import StorageError
 from qtl_core.keys import load_public, load_secret
+from qtl_core.snapshots import held
 from qtl_training.recipe import Recipe
 from qtl_training.split.agreement import fingerprint
 from qtl_training.split.client import Bars, TorchRun
 from qtl_training.split.data import left_out
+from qtl_training.split.parts import parts
 from qtl_training.split.server import TrainingServer, summary
 from qtl_training.split.serving import Serving
 from server_runtime.config import ServerConfig
@@ -46,10 +47,11 @@ def serve_run(
         RecipeError, CheckpointError, StorageError: as ``Serving``.
         BindError, KeyFileError: as ``Listener``.
     """
-    if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
     agreed = fingerprint(recipe)
-    with tqdm(desc=f"{recipe.name} (server)", unit="step", disable=not progress or None) as bar:
+    with (
+        held(folder, fresh=fresh),
+        tqdm(desc=f"{recipe.name} (server)", unit="step", disable=not progress or None) as bar,
+    ):
 
         def told(metrics: dict[str, float]) -> None:
             bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
@@ -57,7 +59,8 @@ def serve_run(
 
         serving = Serving(recipe, folder, log=told)
         config = ServerConfig(bind=bind, keys=keys, insecure=insecure)
-        server = TrainingServer(serving, agreed, Listener(config, max_payload=serving.largest))
+        listener = Listener(config, max_payload=serving.largest)
+        server = TrainingServer(serving, agreed, listener, parts=parts(recipe))
         with _stopped_by(server, stop_on):
             if ready_file is not None:
                 _write(ready_file, server.endpoint)
@@ -88,8 +91,6 @@ def client_run(
     """
     # For its checks: address, keys together, plaintext on loopback only.
     EdgeConfig(server=server, key=key, server_key=server_key, insecure=insecure, timeout=timeout)
-    if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
     link = Link(
         server=server,
         keys=None if key is None else load_secret(key),
@@ -97,9 +98,10 @@ def client_run(
         timeout=timeout,
         comeback=comeback,
     )
-    run = TorchRun(recipe, folder, progress=progress)
-    with closing(Bars(run.name, len(run.stages), shown=progress)) as bars:
-        done = TrainingClient(run, link, watch=bars).train()
+    with held(folder, fresh=fresh):
+        run = TorchRun(recipe, folder, progress=progress)
+        with closing(Bars(run.name, len(run.stages), shown=progress)) as bars:
+            done = TrainingClient(run, link, watch=bars, parts=parts(recipe)).train()
     pictures = max(done.pictures, 1)
     return {
         "checkpoint": str(done.folder),

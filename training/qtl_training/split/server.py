@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from qtl_core import __version__
 from qtl_core.errors import ProtocolError
-from qtl_core.messages import CAN_TRAIN, PROTOCOL, Bye, Error, Hello, Message, Reject, Welcome, line
+from qtl_core.messages import CAN_TRAIN, PROTOCOL, Bye, Error, Hello, Message, Part, Reject, Welcome, line
 from qtl_core.wire import join, split, wire_size
+from qtl_training.split.parts import differing
 from qtl_training.split.serving import Serving
 from server_runtime.listener import Listener, Received
 
 _log = logging.getLogger(__name__)
 
 CREDITS: Final = 8
+_NO_SESSION: Final = "no session here: send HELLO first"
 _TICK_S: Final = 0.2
+_SILENT_S: Final = 600.0
+"""After which a client that is still connected gives its place to one that asks for it."""
+_COMEBACK_S: Final = 90.0
+"""For a client that was lost at the end of a run: it may not know yet that its weights have come."""
 
 
 class TrainingServer:
@@ -27,18 +35,30 @@ class TrainingServer:
         serving: the run.
         fingerprint: 16 bytes that clients must have too.
         listener: bound; closed here.
+        parts: what goes into the fingerprint, to say what differs.
+        clock: seconds that only grow.
 
     Attributes:
         bytes_up, bytes_down: on the wire so far, framing included.
     """
 
-    def __init__(self, serving: Serving, fingerprint: bytes, listener: Listener) -> None:
+    def __init__(
+        self,
+        serving: Serving,
+        fingerprint: bytes,
+        listener: Listener,
+        *,
+        parts: Sequence[Part] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._serving, self._fingerprint, self._listener = serving, fingerprint, listener
         self._session = b""
         self._route = b""
         self._link = -1
         self._user = ""
-        self._stopped = False
+        self._resumed = self._stopped = False
+        self._clock, self._until, self._heard = clock, 0.0, 0.0
+        self._parts = parts
         self.bytes_up = self.bytes_down = 0
 
     @property
@@ -69,15 +89,22 @@ class TrainingServer:
             self._listener.close(linger_s=1.0)
 
     def _needed(self) -> bool:
-        return not self._stopped and not (self._serving.finished and not self._route)
+        ended = self._serving.finished and not self._route and self._clock() >= self._until
+        return not self._stopped and not ended
 
     def _hear(self, received: Received) -> None:
         self.bytes_up += wire_size(received.frames, self._listener.encrypted)
-        limits = self._serving.limits() if received.route == self._route else None
+        limits = None
+        if received.route == self._route:
+            limits, self._heard = self._serving.limits(), self._clock()
         try:
             message, payloads = split(received.frames, limits)
         except ProtocolError as error:
-            self._say(received.route, Error(error.about, error.wire_code, line(str(error))))
+            # A message that ZeroMQ sent on a new connection before the client knew of that one.
+            if error.about and received.route != self._route:
+                self._say(received.route, Error(error.about, "no_session", _NO_SESSION))
+            else:
+                self._say(received.route, Error(error.about, error.wire_code, line(str(error))))
             return
         gate = self._listener.gate
         if gate is not None and gate.name_of(received.user) is None:
@@ -88,10 +115,10 @@ class TrainingServer:
         elif received.route != self._route:
             self._say(
                 received.route,
-                Error(int(getattr(message, "id", 0)), "no_session", "no session here: send HELLO first"),
+                Error(int(getattr(message, "id", 0)), "no_session", _NO_SESSION),
             )
         elif isinstance(message, Bye):
-            self._route, self._link = b"", -1
+            self._route, self._link, self._until = b"", -1, 0.0
         else:
             for reply, data in self._serving.hear(message, payloads):
                 self._say(self._route, reply, data)
@@ -101,17 +128,20 @@ class TrainingServer:
         if reject is not None:
             self._say(received.route, reject)
             return
-        resumed = len(self._session) > 0 and hello.resume == self._session
-        if not resumed:
-            self._session = secrets.token_bytes(16)
-        self._route, self._link, self._user = received.route, received.link, received.user
+        if received.route != self._route:  # else it is an echo of the HELLO that opened this session
+            self._resumed = len(self._session) > 0 and hello.resume == self._session
+            if not self._resumed:
+                self._session = secrets.token_bytes(16)
+                self._serving.opened()
+            self._route, self._link, self._user = received.route, received.link, received.user
+            self._heard = self._clock()
         welcome = Welcome(
             protocol=PROTOCOL,
             session=self._session,
             limits=self._serving.limits(),
             credits=CREDITS,
             agent=f"qtl-train/{__version__}",
-            resumed=resumed,
+            resumed=self._resumed,
             capabilities=(CAN_TRAIN,),
         )
         self._say(received.route, welcome)
@@ -122,13 +152,10 @@ class TrainingServer:
         if CAN_TRAIN not in hello.capabilities:
             return Reject("codec", "this server trains and answers no questions: use qtl-train client")
         if hello.fingerprint != self._fingerprint:
-            return Reject(
-                "fingerprint",
-                f"the client's run has fingerprint {hello.fingerprint.hex()}, this server's "
-                f"{self._fingerprint.hex()}: both need the same stages, seed and checkpoint to start from",
-            )
+            return Reject("fingerprint", line(differing(hello, self._fingerprint, self._parts)))
         again = hello.resume == self._session and received.user == self._user
-        if self._route and not again and received.route != self._route:
+        silent = self._clock() - self._heard > _SILENT_S
+        if self._route and not again and received.route != self._route and not silent:
             return Reject(
                 "full", "a client is training here already: stop it first, or wait until it is done"
             )
@@ -138,6 +165,7 @@ class TrainingServer:
         for link in self._listener.departures():
             if link == self._link:
                 self._route, self._link = b"", -1
+                self._until = self._clock() + _COMEBACK_S
 
     def _say(self, route: bytes, message: Message, data: list[bytes] | None = None) -> None:
         frames = join(message, data or ())

@@ -6,18 +6,20 @@ until the step after it is done, so that whoever asks again is told the same, an
 
 from __future__ import annotations
 
+import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from qtl_core.crossing import GRADIENT, TEXTS, VALUES, WEIGHTS, read_texts
-from qtl_core.errors import MalformedMessage, ProtocolError, RequestRefused
+from qtl_core.crossing import GRADIENT, TEXTS, VALUES, WEIGHTS, Crossed, Row, read_texts
+from qtl_core.errors import InputError, MalformedMessage, ProtocolError, RequestRefused
+from qtl_core.known import Known
 from qtl_core.messages import (
     Begin,
     Error,
@@ -38,16 +40,18 @@ from qtl_core.messages import (
 )
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.rows import pictures_of
-from qtl_core.split_stage import SplitStage
+from qtl_core.split_stage import SplitStage, levels_of
 from qtl_core.wire import by_name, frame_codes
 from qtl_training.local import begun, stage_seed
 from qtl_training.recipe import Recipe
-from qtl_training.run_folder import RunFolder, write
+from qtl_training.run_folder import RunFolder
 from qtl_training.split.agreement import crossing_of, largest_payload
 from qtl_training.split.gradients import GradientCoder
 from qtl_training.split.partition import client_tensors, server_tensors, take
 from qtl_training.split.server_side import MicroResult, ServerSide
 from qtl_training.split.stages import stages_of
+
+_log = logging.getLogger(__name__)
 
 Reply = tuple[Message, list[bytes]]
 
@@ -107,6 +111,9 @@ class Serving:
         self.largest = largest_payload(self.stages, self.crossing, snapshot.checkpoint)
         self.finished = False
         self._point: Point | None = None
+        self._kept: dict[int, Reply] = {}
+        self._before: set[int] = set()
+        self._floor = 0
         self._forget()
 
     @property
@@ -118,11 +125,18 @@ class Serving:
         """What a session may send."""
         return Limits(max_payload=self.largest, max_question=0, max_tokens=0, idle_ms=0)
 
+    def opened(self) -> None:
+        """A new session begins, with ids of its own: nothing goes on but from a BEGIN."""
+        self._kept, self._before, self._floor, self._point = {}, set(), 0, None
+        self._forget()
+
     def hear(self, message: Message, payloads: Mapping[str, bytes]) -> list[Reply]:
         """What is said back to a message; an error reply where it cannot be taken."""
         about = int(getattr(message, "id", 0))
         if about in self._kept:
             return [self._kept[about]]
+        if 0 < about <= self._floor:
+            return []  # an echo of what was answered long ago
         try:
             return self._replies(message, payloads, about)
         except (RequestRefused, ProtocolError) as error:
@@ -176,6 +190,7 @@ class Serving:
         self._fitted = step > 0 or not settings.fit_quantizer
         torch.manual_seed(stage_seed(self.recipe, stage))
         self._checkpoint.model.train()
+        self._known = Known(self.crossing, settings.picture_cache)
         self._side = self._new_side(self._checkpoint, settings)
         self._coder = GradientCoder(stage_seed(self.recipe, stage), settings.grad_bits)
         self._side.load({k.removeprefix("server."): v for k, v in state.items() if k.startswith("server.")})
@@ -189,34 +204,42 @@ class Serving:
             raise RequestRefused(
                 "order", f"micro-batch {micro.micro} of {settings.micro_batches}: the recipes differ"
             )
-        self._waiting[micro.micro] = (micro, payloads)
+        before = self._waiting.get(micro.micro, (micro,))[0]
+        if micro.micro < self._next or before.id != micro.id:
+            raise RequestRefused("duplicate", f"micro-batch {micro.micro} has come under another id")
+        # Checked before it takes its place: what is refused leaves no trace, and keeps nothing else out.
+        crossed, rows = self._checked(micro, payloads, settings)
+        self._waiting[micro.micro] = (micro, crossed, rows)
         replies = []
         while self._next in self._waiting:
-            waiting, data = self._waiting.pop(self._next)
+            waiting, crossed, rows = self._waiting.pop(self._next)
             try:
-                replies.append(self._keep(waiting.id, self._computed(waiting, data, settings)))
+                replies.append(self._keep(waiting.id, self._computed(waiting, crossed, rows)))
             except (RequestRefused, ProtocolError) as error:
                 replies.append(self._refused(waiting.id, error))
                 break
             self._next += 1
         return replies
 
-    def _computed(self, micro: Micro, payloads: Mapping[str, bytes], settings: SplitStage) -> Reply:
+    def _checked(
+        self, micro: Micro, payloads: Mapping[str, bytes], settings: SplitStage
+    ) -> tuple[Crossed, tuple[Row, ...]]:
         if set(payloads) != {VALUES, TEXTS}:
             raise MalformedMessage(f"a micro-batch has the frames v and t, this one {sorted(payloads)}")
-        if micro.levels not in settings.levels:
-            raise RequestRefused("order", f"{micro.levels} levels are not in the recipe's {settings.levels}")
+        levels = levels_of(settings, stage_seed(self.recipe, self._now.stage), micro.step)
+        if micro.levels != levels:
+            raise RequestRefused("order", f"step {micro.step} has {levels} levels, not {micro.levels}")
         rows = read_texts(payloads[TEXTS], settings.most_pictures)
         pictures = pictures_of(rows, settings)
-        frame = by_name(micro)[VALUES]
-        crossed = self.crossing.read(frame, payloads[VALUES], micro.levels, pictures)
+        frame, data = by_name(micro)[VALUES], payloads[VALUES]
+        return self._known.read(micro.micro, frame, data, micro.levels, pictures), rows
+
+    def _computed(self, micro: Micro, crossed: Crossed, rows: tuple[Row, ...]) -> Reply:
         result = self._side.run(crossed, micro.levels, rows)
         if not math.isfinite(result.loss):
-            raise RequestRefused(
-                "diverged",
-                f"the loss of stage {self._now.stage}, step {micro.step} is {result.loss}: lower the "
-                f"learning rate; the last good snapshot is of step {self._run.points()[-1][1]}",
-            )
+            raise self._diverged(micro.step, f"the loss is {result.loss}")
+        if not np.isfinite(result.gradient).all():
+            raise self._diverged(micro.step, "a gradient is not finite")
         data, _ = self._coder.encode(micro.step, micro.micro, result.gradient)
         self._sums.add(result)
         grads = Grads(
@@ -236,11 +259,12 @@ class Serving:
                 "order", f"step {norm.step} has {self._next} of its {settings.micro_batches} micro-batches"
             )
         if not math.isfinite(norm.squared) or norm.squared < 0:
-            raise RequestRefused(
-                "diverged", f"the client's gradients of step {norm.step} have the squared norm {norm.squared}"
-            )
+            raise self._diverged(norm.step, f"the squared norm of the client's gradients is {norm.squared}")
         squared = norm.squared + self._side.squared_norm(self._sums.tokens)
+        if not math.isfinite(squared):
+            raise self._diverged(norm.step, f"the squared norm of all gradients is {squared}")
         self._side.apply(norm.step, squared)
+        self._known.commit()
         if self._log is not None:
             self._log(
                 {
@@ -261,7 +285,11 @@ class Serving:
         elif save:
             state = {f"server.{k}": v for k, v in self._side.state().items()} | self._coder.state()
         if save:
-            self._run.save(self._checkpoint, stage, step, state)
+            try:
+                self._run.save(self._checkpoint, stage, step, state)
+            except InputError as error:
+                _log.warning("%s", error)
+                raise RequestRefused("diverged", str(error)) from error
         self._forget()
         if last:
             self._enter(stage, step, {})
@@ -274,8 +302,7 @@ class Serving:
         data = payloads.get(WEIGHTS, b"")
         if self._now.stage == len(self.stages):
             take(data, client_tensors(self._checkpoint.model))
-            shutil.rmtree(self._run.finished, ignore_errors=True)
-            write(self._run.finished, self._checkpoint)
+            self._run.finish(self._checkpoint)
             self.finished = True
         elif self._settings(0).fit_quantizer and not self._next:
             take(data, server_tensors(self._checkpoint.model))
@@ -283,6 +310,15 @@ class Serving:
         else:
             raise RequestRefused("order", "no weights are due: the run is neither at its end nor at a fit")
         return Taken(weights.id), []
+
+    def _diverged(self, step: int, what: str) -> RequestRefused:
+        stage, saved = self._run.points()[-1]
+        message = (
+            f"training diverged at stage {self._now.stage}, step {step}: {what}; lower the learning rate; "
+            f"the last good snapshot is of stage {stage}, step {saved}, and nothing was learnt after it"
+        )
+        _log.warning("%s", message)
+        return RequestRefused("diverged", message)
 
     @property
     def _now(self) -> Point:
@@ -304,10 +340,10 @@ class Serving:
 
     def _forget(self) -> None:
         """Clears what belongs to one step; replies are kept for one step more."""
-        kept: dict[int, Reply] = getattr(self, "_kept", {})
-        before: set[int] = getattr(self, "_before", set())
-        self._kept = {about: reply for about, reply in kept.items() if about not in before}
+        # A client's ids grow: what comes with one below those kept was answered before.
+        self._floor = max(self._before, default=self._floor)
+        self._kept = {about: reply for about, reply in self._kept.items() if about not in self._before}
         self._before = set(self._kept)
-        self._waiting: dict[int, tuple[Micro, Mapping[str, bytes]]] = {}
+        self._waiting: dict[int, tuple[Micro, Crossed, tuple[Row, ...]]] = {}
         self._next = 0
         self._sums = _Sums()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class ScheduledAdamW:
     def __init__(self, settings: Optimizer, steps: int, groups: Iterable[Group]) -> None:
         self._settings, self._steps = settings, steps
         self._named: list[tuple[str, nn.Parameter]] = []
-        options = []
+        options: list[dict[str, Any]] = []
         for named, lr in groups:
             trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
             self._named += trained
@@ -36,8 +37,8 @@ class ScheduledAdamW:
                 if chosen:
                     decay = settings.weight_decay if matrices else 0.0
                     options.append({"params": chosen, "lr": lr, "highest": lr, "weight_decay": decay})
-        # One side of a cut may have nothing to train, which torch's optimizers refuse.
-        options = options or [{"params": [nn.Parameter(torch.zeros(0))], "highest": 0.0}]
+        if not options:  # a frozen partition; torch wants a parameter, and leaves one without gradient alone
+            options.append({"params": [nn.Parameter(torch.zeros(()))], "lr": 0.0, "highest": 0.0})
         self._adamw = torch.optim.AdamW(options, betas=(0.9, 0.98))
 
     def step(self, loss: Tensor, step: int) -> float:

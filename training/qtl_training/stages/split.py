@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from qtl_core.errors import InputError
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.split_stage import SplitStage, levels_of
 from qtl_training.features import Features
@@ -61,6 +62,11 @@ class SplitTraining:
         for number, micro in enumerate(self._data.samples.micro_batches(step)):
             crossed = self._client.forward(number, self._data.features[list(micro.pictures)], levels)
             result = self._server.run(crossed, levels, micro.rows)
+            if not np.isfinite(result.loss) or not np.isfinite(result.gradient).all():
+                raise InputError(
+                    f"training diverged at step {step} (loss {result.loss}): lower the learning rate; the "
+                    "last good snapshot stays"
+                )
             _, gradient = self._coder.encode(step, number, result.gradient)
             self._client.backward(number, gradient)
             loss, tokens = loss + result.loss, tokens + result.tokens
