@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from edge_runtime.training.labels import PrivateLabels
 from qtl_core.crossing import Crossed, MicroBatch
 from qtl_core.split_stage import SplitStage
 from qtl_training.features import Features, tower_features
@@ -23,6 +24,7 @@ from qtl_training.run_folder import RunFolder, write
 from qtl_training.split.agreement import crossing_of, fingerprint, largest_payload
 from qtl_training.split.client_side import ClientSide
 from qtl_training.split.partition import client_tensors
+from qtl_training.split.private import HEAD, HeldLabels, check_answers, head_of, scored_tokens
 from qtl_training.split.samples import DigitSamples
 from qtl_training.split.stages import stages_of
 
@@ -30,8 +32,11 @@ from qtl_training.split.stages import stages_of
 class _Stage:
     """One stage: its data, the tower's features of it, and the side that learns."""
 
-    def __init__(self, side: ClientSide, samples: DigitSamples, features: Features) -> None:
-        self.side, self._samples, self._features = side, samples, features
+    def __init__(
+        self, side: ClientSide, samples: DigitSamples, features: Features, held: HeldLabels | None
+    ) -> None:
+        self.side, self._samples, self._features, self.held = side, samples, features, held
+        self.labels: PrivateLabels | None = None if held is None else held.labels
 
     def micro_batches(self, step: int) -> Sequence[MicroBatch]:
         return self._samples.micro_batches(step)
@@ -67,7 +72,7 @@ class TorchRun:
         self.name, self.log_every = recipe.name, recipe.log_every
         self.stages: Sequence[SplitStage] = stages_of(recipe)
         self.seeds: Sequence[int] = [stage_seed(recipe, number) for number in range(len(self.stages))]
-        self._folder = RunFolder(folder, recipe)
+        self._folder, self._head_seed = RunFolder(folder, recipe), recipe.head_seed
         self._progress = progress
         self._checkpoint = begun(self._folder, recipe).checkpoint
         self.crossing = crossing_of(recipe, self._checkpoint)
@@ -87,7 +92,11 @@ class TorchRun:
     def enter(self, stage: int) -> _Stage:
         settings, seed, model = self.stages[stage], self.seeds[stage], self._checkpoint.model
         torch.manual_seed(seed)
-        samples = DigitSamples(settings, seed)
+        samples, held = DigitSamples(settings, seed), None
+        if settings.private:
+            held = HeldLabels(self._checkpoint, self.stages, stage, seed, self._head_seed)
+            check_answers(settings, held.labels, samples.scenes)
+            held.load(self._state)
         if stage not in self._features:
             self._features[stage] = tower_features(model.vision, samples.scenes, progress=self._progress)
         model.train()
@@ -95,13 +104,17 @@ class TorchRun:
         side = ClientSide(model, settings)
         side.load({k.removeprefix("client."): v for k, v in self._state.items() if k.startswith("client.")})
         self._state = {}
-        self._stage = _Stage(side, samples, self._features[stage])
+        self._stage = _Stage(side, samples, self._features[stage], held)
         return self._stage
 
     def save(self, stage: int, step: int) -> None:
         held: dict[str, Tensor] = {}
+        labels = None if self._stage is None else self._stage.held
+        if labels is not None:
+            labels.store()
         if step and self._stage is not None:
             held = {f"client.{name}": value for name, value in self._stage.side.state().items()}
+            held |= {} if labels is None else labels.state()
         if not step:
             self._checkpoint.model.eval()
         self._folder.save(self._checkpoint, stage, step, held)
@@ -111,6 +124,9 @@ class TorchRun:
 
     def weights(self) -> bytes:
         tensors = client_tensors(self._checkpoint.model)
+        last = self.stages[-1]
+        if last.return_head:
+            tensors[HEAD] = torch.from_numpy(head_of(self._checkpoint, scored_tokens(last, self._checkpoint)))
         return save({name: value.contiguous() for name, value in tensors.items()})
 
     def finish(self) -> Path:

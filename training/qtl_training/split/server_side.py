@@ -14,7 +14,7 @@ from torch.nn import functional
 from qtl_core.crossing import Row
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.split_stage import SplitStage
-from qtl_training.packing import Turn, Vocabulary, embed, pack, turns_right
+from qtl_training.packing import Packed, Turn, Vocabulary, embed, pack, turns_right
 from qtl_training.stages.optimizing import ScheduledAdamW
 from qtl_training.stages.parts import server_groups
 
@@ -64,26 +64,41 @@ class ServerSide:
             levels: L; 0 for features.
             rows: one for each picture, in their order.
         """
-        model, words = self._model, self._vocabulary
-        given = torch.from_numpy(crossed)
-        values = model.vision_quantizer.values(given, levels) if levels else given.float()
-        values.requires_grad_()
-        features = model.vision_quantizer.restore(values) if levels else values
-        turns = [
-            [Turn(words.ids(question), (*words.ids(answer), words.end)) for question, answer in row.turns]
-            for row in rows
-        ]
-        packed = pack(turns, words, model.decoder, features.shape[1])
-        embeddings, _ = embed(packed, features, model.decoder, None, None)
-        hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
+        values, packed, hidden = self._read(crossed, levels, rows, answers=True)
         row, place, target = packed.targets.T
-        scores = model.decoder.logits(hidden[row, place])
+        scores = self._model.decoder.logits(hidden[row, place])
         loss = functional.cross_entropy(scores, target, reduction="sum")
         loss.backward()
         if values.grad is None:
             raise RuntimeError("no gradient reached what crossed the cut")
         right = turns_right(packed, scores, target)
         return MicroResult(loss.item(), len(target), int(right.sum()), len(right), values.grad.numpy())
+
+    def _read(
+        self,
+        crossed: NDArray[np.uint8] | NDArray[np.float16],
+        levels: int,
+        rows: Sequence[Row],
+        *,
+        answers: bool,
+    ) -> tuple[Tensor, Packed, Tensor]:
+        """Values that crossed (a leaf), the packed rows, and the last hidden states [rows, n, width]."""
+        model, words = self._model, self._vocabulary
+        given = torch.from_numpy(crossed)
+        values = model.vision_quantizer.values(given, levels) if levels else given.float()
+        values.requires_grad_()
+        features = model.vision_quantizer.restore(values) if levels else values
+        turns = [
+            [
+                Turn(words.ids(question), (*words.ids(answer), words.end) if answers else ())
+                for question, answer in row.turns
+            ]
+            for row in rows
+        ]
+        packed = pack(turns, words, model.decoder, features.shape[1])
+        embeddings, _ = embed(packed, features, model.decoder, None, None)
+        hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
+        return values, packed, hidden
 
     def squared_norm(self, answer_tokens: int) -> float:
         """Ends the sums over the step's micro-batches and returns their squared norm."""

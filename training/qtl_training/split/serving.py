@@ -9,25 +9,30 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from qtl_core.crossing import GRADIENT, TEXTS, VALUES, WEIGHTS, read_texts
+from qtl_core.crossing import GRADIENT, OUTPUTS, TEXTS, VALUES, WEIGHTS, Crossed, Row, read_texts
 from qtl_core.errors import MalformedMessage, ProtocolError, RequestRefused
+from qtl_core.gradients import decode
 from qtl_core.messages import (
     Begin,
     Error,
     Grads,
+    Judge,
     Limits,
     Message,
     Micro,
     Norm,
+    Outputs,
     Ping,
     Point,
     Pong,
@@ -45,7 +50,9 @@ from qtl_training.recipe import Recipe
 from qtl_training.run_folder import RunFolder, write
 from qtl_training.split.agreement import crossing_of, largest_payload
 from qtl_training.split.gradients import GradientCoder
+from qtl_training.split.outputs import crossed_outputs
 from qtl_training.split.partition import client_tensors
+from qtl_training.split.private import HEAD, PrivateServerSide, head_of, put_head, scored_tokens
 from qtl_training.split.server_side import MicroResult, ServerSide
 from qtl_training.split.stages import stages_of
 
@@ -142,6 +149,8 @@ class Serving:
             raise RequestRefused("order", "send BEGIN first: the run stands at no step")
         if isinstance(message, Micro):
             return self._micro(message, payloads)
+        if isinstance(message, Judge):
+            return self._judge(message, payloads)
         if isinstance(message, Norm):
             return [self._keep(about, self._step(message))]
         if isinstance(message, Weights):
@@ -173,7 +182,7 @@ class Serving:
         settings = self.stages[stage]
         torch.manual_seed(stage_seed(self.recipe, stage))
         self._checkpoint.model.train()
-        self._side = ServerSide(self._checkpoint, settings)
+        self._side = (PrivateServerSide if settings.private else ServerSide)(self._checkpoint, settings)
         self._coder = GradientCoder(stage_seed(self.recipe, stage), settings.grad_bits)
         self._side.load({k.removeprefix("server."): v for k, v in state.items() if k.startswith("server.")})
         self._coder.load(dict(state))
@@ -201,11 +210,13 @@ class Serving:
             raise MalformedMessage(f"a micro-batch has the frames v and t, this one {sorted(payloads)}")
         if micro.levels not in settings.levels:
             raise RequestRefused("order", f"{micro.levels} levels are not in the recipe's {settings.levels}")
-        rows = read_texts(payloads[TEXTS], settings.pictures)
+        rows = read_texts(payloads[TEXTS], settings.pictures, private=settings.private)
         if [row.pictures for row in rows] != [(place,) for place in range(settings.pictures)]:
             raise RequestRefused("order", f"a micro-batch has a row for each of {settings.pictures} pictures")
         frame = by_name(micro)[VALUES]
         crossed = self.crossing.read(frame, payloads[VALUES], micro.levels, settings.pictures)
+        if isinstance(self._side, PrivateServerSide):
+            return self._outputs(self._side, micro, crossed, rows, settings)
         result = self._side.run(crossed, micro.levels, rows)
         if not math.isfinite(result.loss):
             raise RequestRefused(
@@ -213,10 +224,14 @@ class Serving:
                 f"the loss of stage {self._now.stage}, step {micro.step} is {result.loss}: lower the "
                 f"learning rate; the last good snapshot is of step {self._run.points()[-1][1]}",
             )
-        data, _ = self._coder.encode(micro.step, micro.micro, result.gradient)
+        self._done += 1
+        return self._grads(micro, result)
+
+    def _grads(self, about: Micro | Judge, result: MicroResult) -> Reply:
+        data, _ = self._coder.encode(about.step, about.micro, result.gradient)
         self._sums.add(result)
         grads = Grads(
-            id=micro.id,
+            id=about.id,
             frames=(frame_codes(GRADIENT, data),),
             loss=result.loss,
             tokens=result.tokens,
@@ -225,11 +240,54 @@ class Serving:
         )
         return grads, [data]
 
+    def _outputs(
+        self,
+        side: PrivateServerSide,
+        micro: Micro,
+        crossed: Crossed,
+        rows: Sequence[Row],
+        settings: SplitStage,
+    ) -> Reply:
+        """The first half of a micro-batch whose labels stay with the client."""
+        outputs: NDArray[np.float32] = side.forward(micro.micro, crossed, micro.levels, rows)
+        if not np.isfinite(outputs).all():
+            raise RequestRefused(
+                "diverged",
+                f"the outputs of stage {self._now.stage}, step {micro.step} are not finite: lower the "
+                f"learning rate; the last good snapshot is of step {self._run.points()[-1][1]}",
+            )
+        data, _ = crossed_outputs(outputs, settings)
+        return Outputs(micro.id, (frame_codes(OUTPUTS, data),)), [data]
+
+    def _judge(self, judge: Judge, payloads: Mapping[str, bytes]) -> list[Reply]:
+        """The second half, in the order of the first."""
+        settings = self._settings(judge.step)
+        side = self._side
+        if not isinstance(side, PrivateServerSide) or not self._done <= judge.micro < self._next:
+            raise RequestRefused("order", f"no outputs of micro-batch {judge.micro} wait for a gradient")
+        self._judged[judge.micro] = (judge, payloads)
+        replies = []
+        while self._done in self._judged:
+            waiting, data = self._judged.pop(self._done)
+            try:
+                if set(data) != {GRADIENT}:
+                    raise MalformedMessage(f"JUDGE has the frame g, this one {sorted(data)}")
+                shape = side.shape(waiting.micro)
+                gradient = side.backward(waiting.micro, decode(data[GRADIENT], settings.grad_bits, shape))
+                # Loss and right answers are the client's to know.
+                result = MicroResult(0.0, shape[0], 0, shape[0], gradient)
+                replies.append(self._keep(waiting.id, self._grads(waiting, result)))
+            except (RequestRefused, ProtocolError) as error:
+                replies.append(self._refused(waiting.id, error))
+                break
+            self._done += 1
+        return replies
+
     def _step(self, norm: Norm) -> Reply:
         settings = self._settings(norm.step)
-        if self._next != settings.micro_batches:
+        if self._done != settings.micro_batches:
             raise RequestRefused(
-                "order", f"step {norm.step} has {self._next} of its {settings.micro_batches} micro-batches"
+                "order", f"step {norm.step} has {self._done} of its {settings.micro_batches} micro-batches"
             )
         if not math.isfinite(norm.squared) or norm.squared < 0:
             raise RequestRefused(
@@ -238,15 +296,11 @@ class Serving:
         squared = norm.squared + self._side.squared_norm(self._sums.tokens)
         self._side.apply(norm.step, squared)
         if self._log is not None:
-            self._log(
-                {
-                    "stage": self._now.stage,
-                    "step": norm.step,
-                    "loss": self._sums.loss / self._sums.tokens,
-                    "right": 100 * self._sums.right / self._sums.turns,
-                    "norm": math.sqrt(squared),
-                }
-            )
+            told = {"stage": self._now.stage, "step": norm.step, "norm": math.sqrt(squared)}
+            if not settings.private:
+                told["loss"] = self._sums.loss / self._sums.tokens
+                told["right"] = 100 * self._sums.right / self._sums.turns
+            self._log(told)
         stage, step = self._now.stage, norm.step + 1
         last = step == (settings.stop or settings.steps)
         save = last or self._clock() - self._saved > self.recipe.checkpoint_every
@@ -273,7 +327,10 @@ class Serving:
             tensors = load(payloads.get(WEIGHTS, b""))
         except SafetensorError as error:
             raise MalformedMessage(f"the client's weights are no safetensors: {error}") from error
-        own = client_tensors(self._checkpoint.model)
+        own, last = client_tensors(self._checkpoint.model), self.stages[-1]
+        if last.return_head:
+            tokens = scored_tokens(last, self._checkpoint)
+            own[HEAD] = torch.from_numpy(head_of(self._checkpoint, tokens))
         wrong = [
             name
             for name in sorted({*own, *tensors})
@@ -286,6 +343,8 @@ class Serving:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
+        if last.return_head:
+            put_head(self._checkpoint, tokens, own[HEAD].numpy())
         shutil.rmtree(self._run.finished, ignore_errors=True)
         write(self._run.finished, self._checkpoint)
         self.finished = True
@@ -316,5 +375,7 @@ class Serving:
         self._kept = {about: reply for about, reply in kept.items() if about not in before}
         self._before = set(self._kept)
         self._waiting: dict[int, tuple[Micro, Mapping[str, bytes]]] = {}
+        self._judged: dict[int, tuple[Judge, Mapping[str, bytes]]] = {}
         self._next = 0
+        self._done = 0
         self._sums = _Sums()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import Tensor
 
+from qtl_core.crossing import Crossed, Row, questions_of
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.split_stage import SplitStage, levels_of
 from qtl_training.features import Features, tower_features
 from qtl_training.split.client_side import ClientSide
 from qtl_training.split.gradients import GradientCoder
+from qtl_training.split.outputs import crossed_outputs
+from qtl_training.split.private import HeldLabels, PrivateServerSide, check_answers
 from qtl_training.split.samples import DigitSamples
-from qtl_training.split.server_side import ServerSide
+from qtl_training.split.server_side import MicroResult, ServerSide
 
 
 class SplitTraining:
@@ -23,6 +28,7 @@ class SplitTraining:
         seed: of scenes, questions, level counts and the gradients' rounding.
         progress: whether to show a bar while features are computed.
         features: the tower's features of the stage's scenes; computed here otherwise.
+        held: the client's labels, where they are private.
     """
 
     def __init__(
@@ -33,6 +39,7 @@ class SplitTraining:
         *,
         progress: bool = True,
         features: Features | None = None,
+        held: HeldLabels | None = None,
     ) -> None:
         self.steps = stage.stop or stage.steps
         self._model = checkpoint.model
@@ -42,7 +49,11 @@ class SplitTraining:
             features = tower_features(checkpoint.model.vision, self._samples.scenes, progress=progress)
         self._features: Features = features
         self._client: ClientSide = ClientSide(checkpoint.model, stage)
-        self._server: ServerSide = ServerSide(checkpoint, stage)
+        self._held = held
+        if held is not None:
+            check_answers(stage, held.labels, self._samples.scenes)
+        kind = ServerSide if held is None else PrivateServerSide
+        self._server: ServerSide = kind(checkpoint, stage)
         self._coder = GradientCoder(seed, stage.grad_bits)
 
     def run_step(self, step: int) -> dict[str, float]:
@@ -52,14 +63,19 @@ class SplitTraining:
         loss, tokens, right, turns = 0.0, 0, 0, 0
         for number, micro in enumerate(self._samples.micro_batches(step)):
             crossed = self._client.forward(number, self._features[list(micro.pictures)], levels)
-            result = self._server.run(crossed, levels, micro.rows)
+            result = self._result(step, number, crossed, levels, micro.rows)
             _, gradient = self._coder.encode(step, number, result.gradient)
             self._client.backward(number, gradient)
             loss, tokens = loss + result.loss, tokens + result.tokens
             right, turns = right + result.right, turns + result.turns
         # In this order on either side of a wire too: sums of floats depend on it.
-        squared = self._client.squared_norm(tokens) + self._server.squared_norm(tokens)
+        own = self._client.squared_norm(tokens)
+        if self._held is not None:
+            own += self._held.labels.squared_norm(tokens)
+        squared = own + self._server.squared_norm(tokens)
         self._client.apply(step, squared)
+        if self._held is not None:
+            self._held.labels.apply(step, squared)
         self._server.apply(step, squared)
         return {
             "loss": loss / tokens,
@@ -68,17 +84,33 @@ class SplitTraining:
             "levels": float(levels),
         }
 
+    def _result(
+        self, step: int, number: int, crossed: Crossed, levels: int, rows: Sequence[Row]
+    ) -> MicroResult:
+        """Loss and gradient of a micro-batch, made where the labels are."""
+        if self._held is None or not isinstance(self._server, PrivateServerSide):
+            return self._server.run(crossed, levels, rows)
+        outputs = self._server.forward(number, crossed, levels, questions_of(rows))
+        judged = self._held.labels.judge(step, number, crossed_outputs(outputs, self._stage)[1], rows)
+        gradient = self._server.backward(number, judged.gradient)
+        return MicroResult(judged.loss, judged.turns, judged.right, judged.turns, gradient)
+
     def finish(self) -> None:
-        """Nothing is left to do after the last step."""
+        """Puts the client's head, where it has one, into the model."""
+        if self._held is not None:
+            self._held.store()
 
     def state(self) -> dict[str, Tensor]:
         """Everything beyond the model's own weights that the next step depends on."""
         sides = {"client": self._client.state(), "server": self._server.state()}
         named = {f"{side}.{name}": value for side, state in sides.items() for name, value in state.items()}
-        return {**named, **self._coder.state()}
+        labels = {} if self._held is None else self._held.state()
+        return {**named, **self._coder.state(), **labels}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Takes up a saved state."""
         for name, side in (("client.", self._client), ("server.", self._server)):
             side.load({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
         self._coder.load(state)
+        if self._held is not None:
+            self._held.load(state)
