@@ -77,7 +77,9 @@ def test_kinds_of_questions() -> None:
 def test_the_command(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "QUICK", audit.LabelEffort(scenes=40, recorded=1, steps=1))
     # The tiny model's tokenizer knows few whole words: two answers, and questions that have no others.
-    stage = msgspec.structs.replace(audit.STAGE, candidates=("yes", "no"), types=("exists_digit", "compare"))
+    stage = msgspec.structs.replace(
+        observed_module.STAGE, candidates=("yes", "no"), types=("exists_digit", "compare")
+    )
     for module in (audit, observed_module):
         monkeypatch.setattr(module, "STAGE", stage)
     page, out = tmp_path / "page.md", tmp_path / "deep" / "labels.json"
