@@ -27,6 +27,7 @@ VALUES: Final = "v"
 TEXTS: Final = "t"
 GRADIENT: Final = "g"
 WEIGHTS: Final = "w"
+OUTPUTS: Final = "o"
 MAX_TEXT: Final = 1 << 24
 """Bytes of a micro-batch's texts before compression."""
 MAX_WORDS: Final = 1 << 16
@@ -155,16 +156,25 @@ def texts_up(rows: Sequence[Row]) -> tuple[Frame, bytes]:
     return frame_codes(TEXTS, data), data
 
 
-def read_texts(data: bytes, pictures: int) -> tuple[Row, ...]:
+def questions_of(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows without their answers: all that crosses where labels are private."""
+    return tuple(
+        msgspec.structs.replace(row, turns=tuple((question, "") for question, _ in row.turns)) for row in rows
+    )
+
+
+def read_texts(data: bytes, pictures: int, *, private: bool = False) -> tuple[Row, ...]:
     """What ``texts_up`` made, checked.
 
     Args:
         data: the payload.
         pictures: in the micro-batch.
+        private: whether answers stay with the client.
 
     Raises:
-        MalformedMessage: no texts, more than ``MAX_TEXT`` bytes of them, a question without an answer, or
-            about a picture that is not there; a conversation that shows a picture nowhere in its questions.
+        MalformedMessage: no texts, more than ``MAX_TEXT`` bytes of them, a question without an answer (with
+            one, if they are private), or about a picture that is not there; a conversation that shows a
+            picture nowhere in its questions.
     """
     inflate = zlib.decompressobj()
     try:
@@ -176,7 +186,12 @@ def read_texts(data: bytes, pictures: int) -> tuple[Row, ...]:
         rows = _ROWS.decode(plain)
     except (zlib.error, msgspec.MsgspecError) as error:
         raise MalformedMessage(f"the texts of a micro-batch cannot be read: {error}") from error
-    if not rows or not all(row.turns and all(answer for _, answer in row.turns) for row in rows):
+    if not rows or not all(row.turns for row in rows):
+        raise MalformedMessage("a micro-batch needs a question in every row")
+    answers = [answer for row in rows for _, answer in row.turns]
+    if private and any(answers):
+        raise MalformedMessage("an answer came, and labels are private in this stage: send questions alone")
+    if not private and not all(answers):
         raise MalformedMessage("a micro-batch needs a question and an answer in every row")
     if any(place >= pictures for row in rows for place in row.pictures):
         raise MalformedMessage(f"a row names a picture beyond the micro-batch's {pictures}")

@@ -104,7 +104,7 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         name: "v" vision codes, "q" question codes, "pad" nothing; that one comes last. In training also
-            "t" texts, "g" gradients, "w" weights.
+            "t" texts, "g" gradients, "w" weights, "o" outputs.
         size: bytes of the frame.
         crc: CRC-32 of the frame (the one of zlib, gzip and PNG).
         count: tokens in it; 0 means as many as the manifest says (for each tile).
@@ -376,9 +376,37 @@ class Taken(msgspec.Struct, frozen=True, array_like=True, tag=19):
     id: RequestId
 
 
+class Outputs(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """Training server to client, where labels are private: what the model says to a micro-batch. Frame: "o".
+
+    Attributes:
+        id: the MICRO.
+        frames: the payload frames, in order.
+    """
+
+    id: RequestId
+    frames: Annotated[tuple[Frame, ...], Meta(max_length=MAX_FRAMES)]
+
+
+class Judge(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """Client to training server: the gradient of the loss with respect to OUTPUTS. Frame: "g".
+
+    Attributes:
+        id: the request; the reply is GRADS, without a loss.
+        frames: the payload frames, in order.
+        step: of the stage.
+        micro: number of the micro-batch in the step, from 0.
+    """
+
+    id: RequestId
+    frames: Annotated[tuple[Frame, ...], Meta(max_length=MAX_FRAMES)]
+    step: Count
+    micro: Small
+
+
 Message: TypeAlias = (
     Hello | Welcome | Reject | Ask | Token | Answer | Error | Busy | Ping | Pong | Bye
-    | Begin | Start | Micro | Grads | Norm | Total | Weights | Taken
+    | Begin | Start | Micro | Grads | Norm | Total | Weights | Taken | Outputs | Judge
 )  # fmt: skip
 # The one union a header is decoded into.
 
@@ -402,6 +430,8 @@ KINDS: Final[tuple[type[msgspec.Struct], ...]] = (
     Total,
     Weights,
     Taken,
+    Outputs,
+    Judge,
 )
 """Every message type, by tag: ``KINDS[tag - 1]``."""
 

@@ -92,6 +92,17 @@ class SplitStage(
         quantizer_lr: highest learning rate of the quantizer.
         in_proj_lr: highest learning rate of its ``in_proj``; none given: ``quantizer_lr``.
         k_lr: highest learning rate of k.
+        types: which types of questions are asked about digit scenes, "exists_digit" among them, which every
+            scene has; empty: all.
+        labels: "shared": the answers go to the server, which computes the loss. "private": only questions do,
+            the server returns what its model puts at the last question position, and the client computes the
+            loss; for answers of one token, and for ``candidates``.
+        head: with private labels, where scores are made: "server" returns scores, "client" hidden states, and
+            the scores are made by a head that only the client has.
+        candidates: with private labels, the answers there are, told apart by their first token; scores of
+            these alone cross. Empty: the whole vocabulary, and answers of one token.
+        head_lr: highest learning rate of the client's head.
+        return_head: the client's head goes to the server with the finished client partition.
     """
 
     steps: int
@@ -113,6 +124,27 @@ class SplitStage(
     quantizer_lr: float = 1e-3
     in_proj_lr: float | None = None
     k_lr: float = 1e-2
+    types: tuple[str, ...] = ()
+    labels: Literal["shared", "private"] = "shared"
+    head: Literal["server", "client"] = "server"
+    candidates: tuple[str, ...] = ()
+    head_lr: float = 1e-3
+    return_head: bool = False
+
+    @property
+    def private(self) -> bool:
+        """Whether labels stay with the client."""
+        return self.labels == "private"
+
+    @property
+    def output_bits(self) -> int:
+        """Bits of a value of the outputs that the server returns: exact floats only where gradients are."""
+        return 32 if self.grad_bits == 32 else 16
+
+    @property
+    def outputs(self) -> int:
+        """Questions of one micro-batch, where labels are private."""
+        return self.pictures * self.questions if self.data is None else self.data.rows
 
     @property
     def most_pictures(self) -> int:
@@ -141,6 +173,7 @@ def check(stage: SplitStage, where: str) -> None:
         raise RecipeError(f"{where}: fit_quantizer begins the vision quantizer anew; it must be in `train`")
     if stage.micro_batches < 1 or stage.pictures < 1 or stage.questions < 1:
         raise RecipeError(f"{where}: micro_batches, pictures and questions must each be at least 1")
+    _check_labels(stage, where)
     if stage.data is not None:
         _check_data(stage.data, where)
     elif stage.micro_batches * stage.pictures > stage.scenes:
@@ -169,6 +202,15 @@ def agreed(stage: SplitStage) -> SplitStage:
         return stage
     data = msgspec.structs.replace(stage.data, file="", pictures="", cache_mib=0, on_bad_sample="stop")
     return msgspec.structs.replace(stage, data=data)
+
+
+def _check_labels(stage: SplitStage, where: str) -> None:
+    if not stage.private and (stage.head != "server" or stage.candidates):
+        raise RecipeError(f'{where}: head and candidates need labels = "private"; add that, or remove them')
+    if stage.return_head and stage.head != "client":
+        raise RecipeError(f'{where}: return_head is for head = "client"; the server has its own already')
+    if len(stage.candidates) == 1 or len(set(stage.candidates)) != len(stage.candidates):
+        raise RecipeError(f"{where}: candidates needs two or more answers, each once; or leave it out")
 
 
 def schedule(settings: Optimizer, step: int, steps: int) -> float:

@@ -24,9 +24,11 @@ from .messages import (
     Ask,
     Frame,
     Grads,
+    Judge,
     Limits,
     Message,
     Micro,
+    Outputs,
     Weights,
     decode_header,
     encode_header,
@@ -224,7 +226,7 @@ def _missing(length: Callable[[int], int], multiple: int, most: int) -> int:
 
 
 def _announced(message: Message) -> tuple[Frame, ...]:
-    return message.frames if isinstance(message, Ask | Micro | Grads | Weights) else ()
+    return message.frames if isinstance(message, Ask | Micro | Grads | Weights | Outputs | Judge) else ()
 
 
 def _is_joined(announced: Sequence[Frame], about: int = 0) -> bool:

@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+import msgspec
 import numpy as np
 
 from edge_runtime.dealer import Dealer
 from edge_runtime.session import Lost, Session, Traffic
+from edge_runtime.training.labels import Judged, PrivateLabels
 from edge_runtime.training.partition import ClientRun, StageSide
 from edge_runtime.training.requests import NewServer, Requests
 from edge_runtime.transport import Transport
 from qtl_core import __version__
-from qtl_core.crossing import GRADIENT, WEIGHTS, texts_up
+from qtl_core.crossing import GRADIENT, OUTPUTS, WEIGHTS, MicroBatch, questions_of, texts_up
 from qtl_core.errors import HandshakeRefused, InputError
 from qtl_core.gradients import decode
 from qtl_core.keys import KeyPair
@@ -28,9 +30,11 @@ from qtl_core.messages import (
     Begin,
     Grads,
     Hello,
+    Judge,
     Limits,
     Micro,
     Norm,
+    Outputs,
     Part,
     Point,
     Start,
@@ -221,10 +225,14 @@ class TrainingClient:
         grads = list(self._micro_batches(side, number, step, levels, done))
         tokens = sum(one.tokens for one in grads)
         own = side.squared_norm(tokens)
+        if side.labels is not None:
+            own += side.labels.squared_norm(tokens)
         norm = Norm(self._requests.next_id(), step, own)
         total, _ = self._requests.reply(self._requests.send(norm), Total)
         side.apply(step, total.squared)
         self._known.commit()
+        if side.labels is not None:
+            side.labels.apply(step, total.squared)
         turns = sum(one.turns for one in grads)
         return total.save, {
             "loss": sum(one.loss for one in grads) / tokens,
@@ -239,19 +247,53 @@ class TrainingClient:
         """Sends the step's micro-batches, each while the server works on the ones before, and takes their
         gradients in order.
         """
-        sent = []
-        for index, micro in enumerate(side.micro_batches(step)):
+        sent, labels, judged = [], side.labels, []
+        micro_batches = side.micro_batches(step)
+        for index, micro in enumerate(micro_batches):
             crossed = side.forward(index, micro.pictures, levels)
             if not levels and not np.isfinite(crossed).all():
                 raise InputError(
                     f"training diverged at stage {number}, step {step}: a feature is beyond half precision; "
                     "lower the learning rate; the last good snapshot stays"
                 )
-            values, texts = self._known.up(index, micro.pictures, crossed, levels), texts_up(micro.rows)
+            rows = micro.rows if labels is None else questions_of(micro.rows)
+            values, texts = self._known.up(index, micro.pictures, crossed, levels), texts_up(rows)
             message = Micro(self._requests.next_id(), (values[0], texts[0]), step, index, levels)
             sent.append((self._requests.send(message, [values[1], texts[1]]), crossed.shape))
             done.pictures += len(micro.pictures)
+        if labels is not None:
+            outputs = [about for about, _ in sent]
+            found = list(self._judged(labels, number, step, micro_batches, outputs))
+            judged = [one for one, _ in found]
+            sent = [(about, shape) for (_, about), (_, shape) in zip(found, sent, strict=True)]
         for index, (about, shape) in enumerate(sent):
             grads, data = self._requests.reply(about, Grads)
             side.backward(index, decode(data[GRADIENT], self._run.stages[number].grad_bits, shape))
+            if judged:
+                one = judged[index]
+                grads = msgspec.structs.replace(
+                    grads, loss=one.loss, tokens=one.turns, right=one.right, turns=one.turns
+                )
             yield grads
+
+    def _judged(
+        self,
+        labels: PrivateLabels,
+        number: int,
+        step: int,
+        micro_batches: Sequence[MicroBatch],
+        outputs: Sequence[int],
+    ) -> Iterator[tuple[Judged, int]]:
+        """Takes each micro-batch's outputs in order and sends back the gradient of its loss; with the ids of
+        what was sent.
+        """
+        bits = self._run.stages[number].output_bits
+        for index, (micro, about) in enumerate(zip(micro_batches, outputs, strict=True)):
+            _, data = self._requests.reply(about, Outputs)
+            turns = sum(len(row.turns) for row in micro.rows)
+            found = labels.judge(
+                step, index, decode(data[OUTPUTS], bits, (turns, labels.columns)), micro.rows
+            )
+            frame = frame_codes(GRADIENT, found.data)
+            judge = Judge(self._requests.next_id(), (frame,), step, index)
+            yield found, self._requests.send(judge, [found.data])

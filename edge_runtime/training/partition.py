@@ -9,12 +9,19 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.training.labels import PrivateLabels
 from qtl_core.crossing import Crossed, Crossing, MicroBatch
 from qtl_core.split_stage import SplitStage
 
 
 class StageSide(Protocol):
-    """The client's side of one stage: connector, and the encoder half of the quantizer."""
+    """The client's side of one stage: connector, and the encoder half of the quantizer.
+
+    Attributes:
+        labels: where they are private; the loop asks them and steps their head, snapshots hold their state.
+    """
+
+    labels: PrivateLabels | None
 
     def fit(self) -> bytes:
         """Fits the quantizer to features, and returns the server's half of it as safetensors.

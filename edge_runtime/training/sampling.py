@@ -27,11 +27,12 @@ class ConversationSamples:
         seed: of the order.
 
     Attributes:
+        conversations: all of them.
         pictures: every one of them once; a ``MicroBatch`` names pictures by their place in it.
     """
 
     def __init__(self, found: Conversations, *, micro_batches: int, rows: int, seed: int) -> None:
-        self._count, self._rows, self._samples = micro_batches, rows, found.samples
+        self._count, self._rows, self.conversations = micro_batches, rows, found.samples
         self.pictures: tuple[Path, ...] = found.pictures
         self._place = {path: place for place, path in enumerate(self.pictures)}
 
@@ -55,5 +56,5 @@ class ConversationSamples:
         )
 
     def _sample(self, number: int) -> Conversation:
-        epoch, place = divmod(number, len(self._samples))
-        return self._samples[int(self._order(epoch)[place])]
+        epoch, place = divmod(number, len(self.conversations))
+        return self.conversations[int(self._order(epoch)[place])]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edge_runtime.training import levels as level_counts
 from edge_runtime.training.features import Features
 from edge_runtime.training.graphs import Arrays, Graphs
+from edge_runtime.training.labels import PrivateLabels
 from edge_runtime.training.optimizer import ScheduledAdamW, rates_of
 from qtl_core.crossing import Crossed, MicroBatch
 from qtl_core.errors import RecipeError
@@ -80,6 +81,7 @@ class DeviceStage:
         self._samples, self._features = samples, features
         rates = rates_of(self._stage, tensors)
         self._learns = list(rates)
+        self.labels: PrivateLabels | None = None
         self.optimizer = ScheduledAdamW(
             graphs, self._stage.optimizer, self._stage.steps, rates, training.betas, training.eps
         )

@@ -23,9 +23,11 @@ from qtl_core.messages import (
     Frame,
     Grads,
     Hello,
+    Judge,
     Limits,
     Micro,
     Norm,
+    Outputs,
     Ping,
     Point,
     Pong,
@@ -60,6 +62,8 @@ SAMPLES: tuple[messages.Message, ...] = (
     Total(3, 0.75, True),
     Weights(4, (Frame("w", 5000, 11),)),
     Taken(4),
+    Outputs(2, (Frame("o", 600, 13),)),
+    Judge(5, (Frame("g", 120, 17),), 250, 1),
 )
 
 
@@ -136,7 +140,7 @@ def test_deep_nesting(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("data", "text", "about"),
     [
-        (_raw(20, 5), "unknown message tag 20", 0),
+        (_raw(99, 5), "unknown message tag 99", 0),
         (_raw(0), "unknown message tag 0", 0),
         (_raw(-1), "unknown message tag -1", 0),
         (_raw("HELLO"), "no message header", 0),

@@ -16,9 +16,10 @@ from qtl_core.nn.requantizing import requantized
 from qtl_core.run_agreement import stage_seed as seed_of_stage
 from qtl_core.split_stage import SplitStage
 from qtl_training.build import build_checkpoint
-from qtl_training.recipe import Recipe, Stage, TowerStage
+from qtl_training.recipe import Recipe, TowerStage
 from qtl_training.run_folder import RunFolder, Snapshot
 from qtl_training.split.data import record_of
+from qtl_training.split.private import HeldLabels
 from qtl_training.stages.language import LanguageTraining
 from qtl_training.stages.split import SplitTraining
 from qtl_training.stages.tower import TowerTraining
@@ -57,15 +58,8 @@ def train(
     snapshot = begun(run, recipe)
     checkpoint, first_step, state = snapshot.checkpoint, snapshot.step, snapshot.state
     for number in range(snapshot.stage, len(recipe.stages)):
-        seed = stage_seed(recipe, number)
-        stage = _stage(
-            checkpoint,
-            recipe.stages[number],
-            seed,
-            resumed=first_step > 0,
-            record=record_of(run.path, number),
-            progress=progress,
-        )
+        record = record_of(run.path, number)
+        stage = _stage(checkpoint, recipe, number, resumed=first_step > 0, record=record, progress=progress)
         if first_step > 0:
             stage.load(state)
         _run_stage(run, recipe, checkpoint, stage, number, first_step, progress, clock)
@@ -123,14 +117,24 @@ def _run_stage(
 
 
 def _stage(
-    checkpoint: Checkpoint, stage: Stage, seed: int, *, resumed: bool, record: Path, progress: bool
+    checkpoint: Checkpoint, recipe: Recipe, number: int, *, resumed: bool, record: Path, progress: bool
 ) -> Training:
+    stage, seed = recipe.stages[number], stage_seed(recipe, number)
     torch.manual_seed(seed)
     if isinstance(stage, TowerStage):
         return TowerTraining(checkpoint.model, stage, seed)
     if isinstance(stage, SplitStage):
-        return SplitTraining(checkpoint, stage, seed, resumed=resumed, progress=progress, record=record)
+        held = _labels(checkpoint, recipe, number) if stage.private else None
+        return SplitTraining(
+            checkpoint, stage, seed, resumed=resumed, progress=progress, record=record, held=held
+        )
     return LanguageTraining(checkpoint, stage, seed, resumed=resumed, progress=progress)
+
+
+def _labels(checkpoint: Checkpoint, recipe: Recipe, number: int) -> HeldLabels:
+    # Other kinds of stages have no head on the client; they only keep the numbers in order.
+    split = [stage for stage in recipe.stages[: number + 1] if isinstance(stage, SplitStage)]
+    return HeldLabels(checkpoint, split, len(split) - 1, stage_seed(recipe, number), recipe.head_seed)
 
 
 def _start(recipe: Recipe, folder: Path) -> Checkpoint:

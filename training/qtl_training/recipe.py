@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -138,6 +139,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         vision: another vision quantizer for the checkpoint to start from, in place of its own; where
             ``code_dim`` and ``merge`` are the same it begins with the weights of that one.
         stages: run in order.
+        head_seed: of the head that a client begins with where labels are private and the head is its own;
+            none given: the model's, which the server has too. A secret: leave it out of the server's copy.
         checkpoint_every: seconds between checkpoints of a run.
         log_every: steps between lines of the log.
     """
@@ -148,6 +151,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     model: ModelRecipe | None = None
     vision: QuantizerSettings | None = None
     stages: tuple[Stage, ...] = ()
+    head_seed: int | None = None
     checkpoint_every: float = 60.0
     log_every: int = 50
 
@@ -194,6 +198,7 @@ def _check(recipe: Recipe, file: Path) -> None:
             continue
         if isinstance(stage, SplitStage):
             check(stage, where)
+            _check_split(stage, recipe.stages[: number - 1], where)
         else:
             _check_language(stage, where)
         parts = _PARTS if isinstance(stage, LanguageStage) else _SPLIT_PARTS
@@ -209,14 +214,26 @@ def _check(recipe: Recipe, file: Path) -> None:
                 raise RecipeError(f"{where}: levels {levels} is not 0 (unquantized) or between 2 and 256")
 
 
+def _check_split(stage: SplitStage, before: Sequence[Stage], where: str) -> None:
+    _check_types(stage.types, where)
+    if stage.types and "exists_digit" not in stage.types:
+        raise RecipeError(f'{where}: types must hold "exists_digit", which can be asked about every scene')
+    if stage.head != "client" and any(isinstance(one, SplitStage) and one.head == "client" for one in before):
+        raise RecipeError(f"{where}: an earlier stage has its head on the client; it stays there to the end")
+
+
+def _check_types(types: Sequence[str], where: str) -> None:
+    for kind in types:
+        if kind not in TYPES:
+            raise RecipeError(f"{where}: {kind!r} is no question type; there are {', '.join(TYPES)}")
+
+
 def _check_language(stage: LanguageStage, where: str) -> None:
     if stage.rate_weight < 0:
         raise RecipeError(f"{where}: rate_weight is {stage.rate_weight}, it cannot be negative")
     if stage.beside and "connector" in stage.train:
         raise RecipeError(f"{where}: what is `beside` was fitted to the connector, so it cannot learn")
-    for kind in stage.focus:
-        if kind not in TYPES:
-            raise RecipeError(f"{where}: {kind!r} is no question type; there are {', '.join(TYPES)}")
+    _check_types(stage.focus, where)
 
 
 def agreed_stages(recipe: Recipe) -> tuple[Stage, ...]:

@@ -84,12 +84,13 @@ class RowPacking:
         parts = self._tokens.parts(row.turns, row.places)
         return sum(picture if part.kind == "picture" else len(part.ids) for part in parts)
 
-    def pack(self, rows: Sequence[Row], picture: int) -> tuple[Packed, Tensor]:
+    def pack(self, rows: Sequence[Row], picture: int, *, answers: bool = True) -> tuple[Packed, Tensor]:
         """The batch.
 
         Args:
             rows: checked before.
             picture: tokens of one picture.
+            answers: whether they are known; without, each turn ends where its answer would begin.
 
         Returns:
             The batch, and which of the micro-batch's pictures its places for pictures show, in order:
@@ -98,7 +99,10 @@ class RowPacking:
         Raises:
             RequestRefused: a conversation of more than ``max_tokens`` tokens, or questions far too long.
         """
-        laid = [self._conversation(row, picture) if row.joined else self._alone(row, picture) for row in rows]
+        laid = [
+            self._conversation(row, picture, answers) if row.joined else self._alone(row, picture, answers)
+            for row in rows
+        ]
         n = max(len(one.ids) for one in laid)
         for number, (row, one) in enumerate(zip(rows, laid, strict=True)):
             # Attention takes memory by the square of this.
@@ -145,7 +149,7 @@ class RowPacking:
     def _shared(self) -> bool:
         return self._decoder.picture_places is not None
 
-    def _alone(self, row: Row, picture: int) -> _Laid:
+    def _alone(self, row: Row, picture: int, answers: bool) -> _Laid:
         """Questions side by side behind a picture."""
         words, laid = self._words, _Laid()
         position = laid.text(words.before, BEFORE, 0, 0)
@@ -155,17 +159,17 @@ class RowPacking:
         for number, (question, answer) in enumerate(row.turns, 1):
             at = laid.text(words.ids(question), QUESTION, number, position)
             at = laid.text(words.after, REST, number, at)
-            laid.answer((*words.ids(answer), words.end), number, at)
+            laid.answer((*words.ids(answer), words.end) if answers else (), number, at)
         return laid
 
-    def _conversation(self, row: Row, picture: int) -> _Laid:
+    def _conversation(self, row: Row, picture: int, answers: bool) -> _Laid:
         """Turns one after the other, pictures where their questions have them."""
         laid, position, asked = _Laid(), 0, False
         for part in self._tokens.parts(row.turns, row.places):
             if part.kind == "picture":
                 position = laid.picture(picture, self._shared(), position)
             elif part.kind == "answer":
-                position = laid.answer(part.ids, 0, position)
+                position = laid.answer(part.ids if answers else (), 0, position)
             else:
                 role = _ROLES[part.kind]
                 if part.kind == "template" and not asked:

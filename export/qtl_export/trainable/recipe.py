@@ -75,6 +75,11 @@ def read_split_recipe(file: Path) -> SplitRecipe:
         check(stage, f"recipe {file}, stage {number}")
         if stage.fit_quantizer:
             raise RecipeError(f"recipe {file}, stage {number}: {NO_FIT}")
+        if stage.private:
+            raise RecipeError(
+                f"recipe {file}, stage {number} keeps labels private, which a client without PyTorch cannot "
+                "yet: share labels, or train there with qtl-train client"
+            )
         if stage.data is None:
             raise RecipeError(
                 f"recipe {file}, stage {number} trains on digit scenes, which a device cannot draw: give it "

@@ -42,7 +42,11 @@ def largest_payload(stages: Sequence[SplitStage], crossing: Crossing, checkpoint
     """Bytes of the largest payload that a run has a use for, either way."""
     weights = sum(value.nbytes for value in client_tensors(checkpoint.model).values())
     # Safetensors put a header of some hundred bytes a tensor before them.
-    return max(*(crossing.largest(stage.most_pictures) for stage in stages), 2 * weights + _HEADER)
+    head = checkpoint.model.decoder.language_model.get_output_embeddings().weight
+    private = [4 * max(head.shape) * one.outputs for one in stages if one.private]
+    returned = 2 * head.nbytes if any(stage.return_head for stage in stages) else 0
+    largest = [crossing.largest(stage.most_pictures) for stage in stages]
+    return max(*largest, *private, 2 * weights + returned + _HEADER)
 
 
 def fingerprint(recipe: Recipe) -> bytes:

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from edge_runtime.training.labels import PrivateLabels
 from qtl_core.crossing import Crossed, MicroBatch
 from qtl_core.split_stage import SplitStage
 from qtl_training.local import begun, stage_seed
@@ -22,14 +23,16 @@ from qtl_training.split.agreement import crossing_of, fingerprint, largest_paylo
 from qtl_training.split.client_side import ClientSide
 from qtl_training.split.data import StageData, record_of, stage_data
 from qtl_training.split.partition import client_tensors
+from qtl_training.split.private import HEAD, HeldLabels, check_answers, head_of, scored_tokens
 from qtl_training.split.stages import stages_of
 
 
 class _Stage:
     """One stage: its data, the tower's features of it, and the side that learns."""
 
-    def __init__(self, side: ClientSide, data: StageData, seed: int) -> None:
-        self.side, self._data, self._seed = side, data, seed
+    def __init__(self, side: ClientSide, data: StageData, seed: int, held: HeldLabels | None) -> None:
+        self.side, self._data, self._seed, self.held = side, data, seed, held
+        self.labels: PrivateLabels | None = None if held is None else held.labels
 
     def fit(self) -> bytes:
         fitted = self.side.fit(self._data.to_fit(), self._seed)
@@ -71,7 +74,7 @@ class TorchRun:
         self.name, self.log_every = recipe.name, recipe.log_every
         self.stages: Sequence[SplitStage] = stages_of(recipe)
         self.seeds: Sequence[int] = [stage_seed(recipe, number) for number in range(len(self.stages))]
-        self._folder = RunFolder(folder, recipe)
+        self._folder, self._head_seed = RunFolder(folder, recipe), recipe.head_seed
         self._progress = progress
         self._checkpoint = begun(self._folder, recipe).checkpoint
         self.crossing = crossing_of(recipe, self._checkpoint)
@@ -95,18 +98,27 @@ class TorchRun:
             record = record_of(self._folder.path, stage)
             data = stage_data(self._checkpoint, settings, seed, record=record, progress=self._progress)
             self._data = {stage: data}
+        held = None
+        if settings.private:
+            held = HeldLabels(self._checkpoint, self.stages, stage, seed, self._head_seed)
+            check_answers(settings, held.labels, self._data[stage].samples)
+            held.load(self._state)
         model.train()
         model.vision.tower.eval()
         side = ClientSide(model, settings)
         side.load({k.removeprefix("client."): v for k, v in self._state.items() if k.startswith("client.")})
         self._state = {}
-        self._stage = _Stage(side, self._data[stage], self.seeds[stage])
+        self._stage = _Stage(side, self._data[stage], seed, held)
         return self._stage
 
     def save(self, stage: int, step: int) -> None:
         held: dict[str, Tensor] = {}
+        labels = None if self._stage is None else self._stage.held
+        if labels is not None:
+            labels.store()
         if step and self._stage is not None:
             held = {f"client.{name}": value for name, value in self._stage.side.state().items()}
+            held |= {} if labels is None else labels.state()
         if not step:
             self._checkpoint.model.eval()
         self._folder.save(self._checkpoint, stage, step, held)
@@ -116,6 +128,9 @@ class TorchRun:
 
     def weights(self) -> bytes:
         tensors = client_tensors(self._checkpoint.model)
+        last = self.stages[-1]
+        if last.return_head:
+            tensors[HEAD] = torch.from_numpy(head_of(self._checkpoint, scored_tokens(last, self._checkpoint)))
         return save({name: value.contiguous() for name, value in tensors.items()})
 
     def finish(self) -> Path:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import torch
@@ -16,7 +15,6 @@ from tqdm import tqdm
 
 from edge_runtime.training.conversations import Bad, Conversation, Conversations, read_conversations
 from edge_runtime.training.sampling import ConversationSamples
-from qtl_core.crossing import MicroBatch
 from qtl_core.errors import RecipeError, SampleError, StorageError
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.rows import too_long
@@ -32,14 +30,6 @@ _VALUES_TO_FIT = 1 << 25  # features of large towers are many a picture, and a f
 _FEWEST_TO_FIT = 16
 
 
-class Samples(Protocol):
-    """What steps are about."""
-
-    def micro_batches(self, step: int) -> list[MicroBatch]:
-        """The step's micro-batches; the same whenever they are asked for."""
-        ...
-
-
 @dataclass(frozen=True)
 class StageData:
     """A stage's data.
@@ -50,7 +40,7 @@ class StageData:
         pictures: how many there are.
     """
 
-    samples: Samples
+    samples: DigitSamples | ConversationSamples
     features: Features
     pictures: int
 

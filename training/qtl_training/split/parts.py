@@ -11,9 +11,8 @@ import msgspec
 from qtl_core.errors import CheckpointError
 from qtl_core.messages import Hello, Part
 from qtl_core.run_agreement import FILES
-from qtl_training.recipe import Recipe
+from qtl_training.recipe import Recipe, agreed_stages
 from qtl_training.split.agreement import start_folder
-from qtl_training.split.stages import agreed_stages
 
 _SIZE: Final = 8
 _CHUNK: Final = 1 << 22

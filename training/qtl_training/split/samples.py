@@ -30,7 +30,8 @@ class DigitSamples:
         stage = self._stage
         rng = np.random.default_rng([self._seed, step, 13])
         drawn = rng.choice(len(self.scenes), stage.micro_batches * stage.pictures, replace=False)
-        weights = np.full(len(q.TYPES), 1 / len(q.TYPES))
+        asked_about = [kind in (stage.types or q.TYPES) for kind in q.TYPES]
+        weights = np.array(asked_about, np.float64) / sum(asked_about)
         found = []
         for chosen in np.split(drawn, stage.micro_batches):
             pictures = tuple(chosen.tolist())

@@ -14,7 +14,7 @@ from torch.nn import functional
 from qtl_core.crossing import Row
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.split_stage import SplitStage
-from qtl_training.packing import embed, turns_right
+from qtl_training.packing import Packed, embed, turns_right
 from qtl_training.row_packing import RowPacking
 from qtl_training.stages.optimizing import ScheduledAdamW
 from qtl_training.stages.parts import server_groups
@@ -68,16 +68,9 @@ class ServerSide:
         Raises:
             RequestRefused: rows that are too long.
         """
-        model = self._model
-        given = torch.from_numpy(crossed)
-        values = model.vision_quantizer.values(given, levels) if levels else given.float()
-        values.requires_grad_()
-        features = model.vision_quantizer.restore(values) if levels else values
-        packed, shown = self._packing.pack(rows, features.shape[1])
-        embeddings, _ = embed(packed, features[shown], model.decoder, None, None)
-        hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
+        values, packed, hidden = self._read(crossed, levels, rows, answers=True)
         row, place, target = packed.targets.T
-        scores = model.decoder.logits(hidden[row, place])
+        scores = self._model.decoder.logits(hidden[row, place])
         loss = functional.cross_entropy(scores, target, reduction="sum")
         if loss.requires_grad:  # where nothing learns here, texts without a picture have nothing to teach
             loss.backward()
@@ -87,6 +80,25 @@ class ServerSide:
             values.grad = torch.zeros_like(values)
         right = turns_right(packed, scores, target)
         return MicroResult(loss.item(), len(target), int(right.sum()), len(right), values.grad.numpy())
+
+    def _read(
+        self,
+        crossed: NDArray[np.uint8] | NDArray[np.float16],
+        levels: int,
+        rows: Sequence[Row],
+        *,
+        answers: bool,
+    ) -> tuple[Tensor, Packed, Tensor]:
+        """Values that crossed (a leaf), the packed rows, and the last hidden states [rows, n, width]."""
+        model = self._model
+        given = torch.from_numpy(crossed)
+        values = model.vision_quantizer.values(given, levels) if levels else given.float()
+        values.requires_grad_()
+        features = model.vision_quantizer.restore(values) if levels else values
+        packed, shown = self._packing.pack(rows, features.shape[1], answers=answers)
+        embeddings, _ = embed(packed, features[shown], model.decoder, None, None)
+        hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
+        return values, packed, hidden
 
     def squared_norm(self, answer_tokens: int) -> float:
         """Ends the sums over the step's micro-batches and returns their squared norm."""

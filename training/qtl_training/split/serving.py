@@ -9,25 +9,29 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from qtl_core.crossing import GRADIENT, TEXTS, VALUES, WEIGHTS, Crossed, Row, read_texts
+from qtl_core.crossing import GRADIENT, OUTPUTS, TEXTS, VALUES, WEIGHTS, Crossed, Row, read_texts
 from qtl_core.errors import InputError, MalformedMessage, ProtocolError, RequestRefused
+from qtl_core.gradients import decode
 from qtl_core.known import Known
 from qtl_core.messages import (
     Begin,
     Error,
     Grads,
+    Judge,
     Limits,
     Message,
     Micro,
     Norm,
+    Outputs,
     Ping,
     Point,
     Pong,
@@ -47,7 +51,9 @@ from qtl_training.recipe import Recipe
 from qtl_training.run_folder import RunFolder
 from qtl_training.split.agreement import crossing_of, largest_payload
 from qtl_training.split.gradients import GradientCoder
+from qtl_training.split.outputs import crossed_outputs
 from qtl_training.split.partition import client_tensors, server_tensors, take
+from qtl_training.split.private import HEAD, PrivateServerSide, head_of, put_head, scored_tokens
 from qtl_training.split.server_side import MicroResult, ServerSide
 from qtl_training.split.stages import stages_of
 
@@ -100,11 +106,11 @@ class Serving:
         *,
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[dict[str, float]], None] | None = None,
-        side: Callable[[Checkpoint, SplitStage], ServerSide] = ServerSide,
+        side: Callable[[Checkpoint, SplitStage], ServerSide] | None = None,
     ) -> None:
         self.recipe, self.stages = recipe, stages_of(recipe)
         self._run = RunFolder(folder, recipe)
-        self._clock, self._log, self._new_side = clock, log, side
+        self._clock, self._log, self._new_side = clock, log, side or _side_of
         snapshot = begun(self._run, recipe)
         self._checkpoint = snapshot.checkpoint
         self.crossing = crossing_of(recipe, snapshot.checkpoint)
@@ -158,6 +164,8 @@ class Serving:
             raise RequestRefused("order", "send BEGIN first: the run stands at no step")
         if isinstance(message, Micro):
             return self._micro(message, payloads)
+        if isinstance(message, Judge):
+            return self._judge(message, payloads)
         if isinstance(message, Norm):
             return [self._keep(about, self._step(message))]
         if isinstance(message, Weights):
@@ -229,21 +237,28 @@ class Serving:
         levels = levels_of(settings, stage_seed(self.recipe, self._now.stage), micro.step)
         if micro.levels != levels:
             raise RequestRefused("order", f"step {micro.step} has {levels} levels, not {micro.levels}")
-        rows = read_texts(payloads[TEXTS], settings.most_pictures)
+        rows = read_texts(payloads[TEXTS], settings.most_pictures, private=settings.private)
         pictures = pictures_of(rows, settings)
         frame, data = by_name(micro)[VALUES], payloads[VALUES]
         return self._known.read(micro.micro, frame, data, micro.levels, pictures), rows
 
     def _computed(self, micro: Micro, crossed: Crossed, rows: tuple[Row, ...]) -> Reply:
+        if isinstance(self._side, PrivateServerSide):
+            return self._outputs(self._side, micro, crossed, rows, self._settings(micro.step))
         result = self._side.run(crossed, micro.levels, rows)
         if not math.isfinite(result.loss):
             raise self._diverged(micro.step, f"the loss is {result.loss}")
+        reply = self._grads(micro, result)
+        self._done += 1
+        return reply
+
+    def _grads(self, about: Micro | Judge, result: MicroResult) -> Reply:
         if not np.isfinite(result.gradient).all():
-            raise self._diverged(micro.step, "a gradient is not finite")
-        data, _ = self._coder.encode(micro.step, micro.micro, result.gradient)
+            raise self._diverged(about.step, "a gradient is not finite")
+        data, _ = self._coder.encode(about.step, about.micro, result.gradient)
         self._sums.add(result)
         grads = Grads(
-            id=micro.id,
+            id=about.id,
             frames=(frame_codes(GRADIENT, data),),
             loss=result.loss,
             tokens=result.tokens,
@@ -252,11 +267,50 @@ class Serving:
         )
         return grads, [data]
 
+    def _outputs(
+        self,
+        side: PrivateServerSide,
+        micro: Micro,
+        crossed: Crossed,
+        rows: Sequence[Row],
+        settings: SplitStage,
+    ) -> Reply:
+        """The first half of a micro-batch whose labels stay with the client."""
+        outputs: NDArray[np.float32] = side.forward(micro.micro, crossed, micro.levels, rows)
+        if not np.isfinite(outputs).all():
+            raise self._diverged(micro.step, "the model's outputs are not finite")
+        data, _ = crossed_outputs(outputs, settings)
+        return Outputs(micro.id, (frame_codes(OUTPUTS, data),)), [data]
+
+    def _judge(self, judge: Judge, payloads: Mapping[str, bytes]) -> list[Reply]:
+        """The second half, in the order of the first."""
+        settings = self._settings(judge.step)
+        side = self._side
+        if not isinstance(side, PrivateServerSide) or not self._done <= judge.micro < self._next:
+            raise RequestRefused("order", f"no outputs of micro-batch {judge.micro} wait for a gradient")
+        self._judged[judge.micro] = (judge, payloads)
+        replies = []
+        while self._done in self._judged:
+            waiting, data = self._judged.pop(self._done)
+            try:
+                if set(data) != {GRADIENT}:
+                    raise MalformedMessage(f"JUDGE has the frame g, this one {sorted(data)}")
+                shape = side.shape(waiting.micro)
+                gradient = side.backward(waiting.micro, decode(data[GRADIENT], settings.grad_bits, shape))
+                # Loss and right answers are the client's to know.
+                result = MicroResult(0.0, shape[0], 0, shape[0], gradient)
+                replies.append(self._keep(waiting.id, self._grads(waiting, result)))
+            except (RequestRefused, ProtocolError) as error:
+                replies.append(self._refused(waiting.id, error))
+                break
+            self._done += 1
+        return replies
+
     def _step(self, norm: Norm) -> Reply:
         settings = self._settings(norm.step)
-        if self._next != settings.micro_batches:
+        if self._done != settings.micro_batches:
             raise RequestRefused(
-                "order", f"step {norm.step} has {self._next} of its {settings.micro_batches} micro-batches"
+                "order", f"step {norm.step} has {self._done} of its {settings.micro_batches} micro-batches"
             )
         if not math.isfinite(norm.squared) or norm.squared < 0:
             raise self._diverged(norm.step, f"the squared norm of the client's gradients is {norm.squared}")
@@ -266,15 +320,11 @@ class Serving:
         self._side.apply(norm.step, squared)
         self._known.commit()
         if self._log is not None:
-            self._log(
-                {
-                    "stage": self._now.stage,
-                    "step": norm.step,
-                    "loss": self._sums.loss / self._sums.tokens,
-                    "right": 100 * self._sums.right / self._sums.turns,
-                    "norm": math.sqrt(squared),
-                }
-            )
+            told = {"stage": self._now.stage, "step": norm.step, "norm": math.sqrt(squared)}
+            if not settings.private:
+                told["loss"] = self._sums.loss / self._sums.tokens
+                told["right"] = 100 * self._sums.right / self._sums.turns
+            self._log(told)
         stage, step = self._now.stage, norm.step + 1
         last = step == (settings.stop or settings.steps)
         save = last or self._clock() - self._saved > self.recipe.checkpoint_every
@@ -301,7 +351,7 @@ class Serving:
     def _weights(self, weights: Weights, payloads: Mapping[str, bytes]) -> Reply:
         data = payloads.get(WEIGHTS, b"")
         if self._now.stage == len(self.stages):
-            take(data, client_tensors(self._checkpoint.model))
+            self._take_over(data)
             self._run.finish(self._checkpoint)
             self.finished = True
         elif self._settings(0).fit_quantizer and not self._next:
@@ -310,6 +360,16 @@ class Serving:
         else:
             raise RequestRefused("order", "no weights are due: the run is neither at its end nor at a fit")
         return Taken(weights.id), []
+
+    def _take_over(self, data: bytes) -> None:
+        own, last = client_tensors(self._checkpoint.model), self.stages[-1]
+        if not last.return_head:
+            take(data, own)
+            return
+        tokens = scored_tokens(last, self._checkpoint)
+        own[HEAD] = torch.from_numpy(head_of(self._checkpoint, tokens))
+        take(data, own)
+        put_head(self._checkpoint, tokens, own[HEAD].numpy())
 
     def _diverged(self, step: int, what: str) -> RequestRefused:
         stage, saved = self._run.points()[-1]
@@ -345,5 +405,11 @@ class Serving:
         self._kept = {about: reply for about, reply in self._kept.items() if about not in self._before}
         self._before = set(self._kept)
         self._waiting: dict[int, tuple[Micro, Crossed, tuple[Row, ...]]] = {}
+        self._judged: dict[int, tuple[Judge, Mapping[str, bytes]]] = {}
         self._next = 0
+        self._done = 0
         self._sums = _Sums()
+
+
+def _side_of(checkpoint: Checkpoint, stage: SplitStage) -> ServerSide:
+    return (PrivateServerSide if stage.private else ServerSide)(checkpoint, stage)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from qtl_core.crossing import Crossed, Row, questions_of
 from qtl_core.errors import InputError
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.split_stage import SplitStage, levels_of
@@ -14,7 +16,9 @@ from qtl_training.features import Features
 from qtl_training.split.client_side import ClientSide
 from qtl_training.split.data import stage_data
 from qtl_training.split.gradients import GradientCoder
-from qtl_training.split.server_side import ServerSide
+from qtl_training.split.outputs import crossed_outputs
+from qtl_training.split.private import HeldLabels, PrivateServerSide, check_answers
+from qtl_training.split.server_side import MicroResult, ServerSide
 
 
 class SplitTraining:
@@ -28,9 +32,11 @@ class SplitTraining:
         progress: whether to show a bar while features are computed.
         features: the tower's features of the stage's digit scenes; computed here otherwise.
         record: file that holds which data the stage was begun with.
+        held: the client's labels, where they are private.
 
     Raises:
         SampleError, RecipeError, StorageError: as ``stage_data``.
+        InputError: an answer that cannot stay private.
     """
 
     def __init__(
@@ -43,15 +49,20 @@ class SplitTraining:
         progress: bool = True,
         features: Features | None = None,
         record: Path | None = None,
+        held: HeldLabels | None = None,
     ) -> None:
         self.steps = stage.stop or stage.steps
         self._model = checkpoint.model
         self._stage, self._seed = stage, seed
         self._data = stage_data(checkpoint, stage, seed, record=record, progress=progress, features=features)
         self._client: ClientSide = ClientSide(checkpoint.model, stage)
-        self._server: ServerSide = ServerSide(checkpoint, stage)
         if stage.fit_quantizer and not resumed:
             self._client.fit(self._data.to_fit(), seed)
+        self._held = held
+        if held is not None:
+            check_answers(stage, held.labels, self._data.samples)
+        kind = ServerSide if held is None else PrivateServerSide
+        self._server: ServerSide = kind(checkpoint, stage)
         self._coder = GradientCoder(seed, stage.grad_bits)
 
     def run_step(self, step: int) -> dict[str, float]:
@@ -61,7 +72,7 @@ class SplitTraining:
         loss, tokens, right, turns = 0.0, 0, 0, 0
         for number, micro in enumerate(self._data.samples.micro_batches(step)):
             crossed = self._client.forward(number, self._data.features[list(micro.pictures)], levels)
-            result = self._server.run(crossed, levels, micro.rows)
+            result = self._result(step, number, crossed, levels, micro.rows)
             if not np.isfinite(result.loss) or not np.isfinite(result.gradient).all():
                 raise InputError(
                     f"training diverged at step {step} (loss {result.loss}): lower the learning rate; the "
@@ -72,8 +83,13 @@ class SplitTraining:
             loss, tokens = loss + result.loss, tokens + result.tokens
             right, turns = right + result.right, turns + result.turns
         # In this order on either side of a wire too: sums of floats depend on it.
-        squared = self._client.squared_norm(tokens) + self._server.squared_norm(tokens)
+        own = self._client.squared_norm(tokens)
+        if self._held is not None:
+            own += self._held.labels.squared_norm(tokens)
+        squared = own + self._server.squared_norm(tokens)
         self._client.apply(step, squared)
+        if self._held is not None:
+            self._held.labels.apply(step, squared)
         self._server.apply(step, squared)
         return {
             "loss": loss / tokens,
@@ -82,17 +98,33 @@ class SplitTraining:
             "levels": float(levels),
         }
 
+    def _result(
+        self, step: int, number: int, crossed: Crossed, levels: int, rows: Sequence[Row]
+    ) -> MicroResult:
+        """Loss and gradient of a micro-batch, made where the labels are."""
+        if self._held is None or not isinstance(self._server, PrivateServerSide):
+            return self._server.run(crossed, levels, rows)
+        outputs = self._server.forward(number, crossed, levels, questions_of(rows))
+        judged = self._held.labels.judge(step, number, crossed_outputs(outputs, self._stage)[1], rows)
+        gradient = self._server.backward(number, judged.gradient)
+        return MicroResult(judged.loss, judged.turns, judged.right, judged.turns, gradient)
+
     def finish(self) -> None:
-        """Nothing is left to do after the last step."""
+        """Puts the client's head, where it has one, into the model."""
+        if self._held is not None:
+            self._held.store()
 
     def state(self) -> dict[str, Tensor]:
         """Everything beyond the model's own weights that the next step depends on."""
         sides = {"client": self._client.state(), "server": self._server.state()}
         named = {f"{side}.{name}": value for side, state in sides.items() for name, value in state.items()}
-        return {**named, **self._coder.state()}
+        labels = {} if self._held is None else self._held.state()
+        return {**named, **self._coder.state(), **labels}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Takes up a saved state."""
         for name, side in (("client.", self._client), ("server.", self._server)):
             side.load({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
         self._coder.load(state)
+        if self._held is not None:
+            self._held.load(state)
