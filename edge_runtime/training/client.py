@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from edge_runtime.dealer import Dealer
 from edge_runtime.session import Session, Traffic
+from edge_runtime.training.evaluation import Evaluation, evaluate
 from edge_runtime.training.partition import ClientRun, StageSide
 from edge_runtime.training.requests import NewServer, Requests
 from edge_runtime.transport import Transport
@@ -67,6 +68,9 @@ class Done:
         traffic: bytes on the wire, framing included, handshakes too.
         seconds: from the first step on.
         folder: this side's weights.
+        evaluating: bytes that evaluation on held-out data took, not counted in ``traffic``.
+        last: what the last step measured.
+        evaluation: the last one.
     """
 
     steps: int = 0
@@ -74,6 +78,9 @@ class Done:
     traffic: Traffic = field(default_factory=Traffic)
     seconds: float = 0.0
     folder: Path = Path()
+    evaluating: Traffic = field(default_factory=Traffic)
+    last: dict[str, float] = field(default_factory=dict)
+    evaluation: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Watch(Protocol):
@@ -95,6 +102,7 @@ class TrainingClient:
         run: what is trained here.
         link: how to reach the server.
         watch: told of every step.
+        evaluation: held-out data for a stage that was entered, if there is to be any.
         clock: seconds that only grow.
         transport: makes the connection from the largest payload; a ZeroMQ DEALER if not given.
     """
@@ -105,10 +113,12 @@ class TrainingClient:
         link: Link,
         *,
         watch: Watch,
+        evaluation: Callable[[StageSide], Evaluation | None] = lambda side: None,
         clock: Callable[[], float] = time.monotonic,
         transport: Callable[[int], Transport] | None = None,
     ) -> None:
         self._run, self._link, self._watch, self._clock = run, link, watch, clock
+        self._evaluation = evaluation
         limits = Limits(max_payload=run.largest, max_question=0, max_tokens=0, idle_ms=0)
         hello = Hello(
             protocol=PROTOCOL,
@@ -169,6 +179,7 @@ class TrainingClient:
         for number in range(point.stage, len(run.stages)):
             stage = run.stages[number]
             side = run.enter(number)
+            held_out = self._evaluation(side)
             steps = stage.stop or stage.steps
             self._watch.stage(number, steps, first)
             for step in range(first, steps):
@@ -180,12 +191,24 @@ class TrainingClient:
                     run.log({"stage": number, "step": step, **metrics})
                 if save_now and step + 1 < steps:
                     run.save(number, step + 1)
+                done.last = metrics
+                self._evaluate(held_out, number, step, done)
             run.save(number + 1, 0)
             first = 0
         data = run.weights()
         weights = Weights(self._requests.next_id(), (frame_codes(WEIGHTS, data),))
         self._requests.reply(self._requests.send(weights, [data]), Taken)
         done.folder = run.finish()
+
+    def _evaluate(self, held_out: Evaluation | None, number: int, step: int, done: Done) -> None:
+        if held_out is None or not held_out.due(number, step + 1):
+            return
+        with self._session.billed_to(done.evaluating):
+            done.evaluation = evaluate(
+                held_out, number, self._run.stages[number], self._run.crossing, self._requests
+            )
+        for found in done.evaluation:
+            self._run.log({"stage": number, "step": step, "evaluation": found})
 
     def _step(self, side: StageSide, number: int, step: int) -> tuple[bool, dict[str, float]]:
         levels = levels_of(self._run.stages[number], self._run.seeds[number], step)

@@ -140,6 +140,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         stages: run in order.
         checkpoint_every: seconds between checkpoints of a run.
         log_every: steps between lines of the log.
+        evaluate_every: steps of a split stage between evaluations on held-out data, one at each stage's end
+            too; 0 never evaluates.
+        evaluate_pictures: held-out pictures.
+        tensorboard: whether to write TensorBoard's event files beside the log.
     """
 
     name: str
@@ -150,6 +154,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stages: tuple[Stage, ...] = ()
     checkpoint_every: float = 60.0
     log_every: int = 50
+    evaluate_every: int = 0
+    evaluate_pictures: int = 128
+    tensorboard: bool = False
 
 
 _SPLIT_PARTS = {"connector", "decoder", "vision_quantizer"}
@@ -183,6 +190,11 @@ def _check(recipe: Recipe, file: Path) -> None:
         raise RecipeError(f"recipe {file}: a [model] names its quantizers itself; remove [vision]")
     if not recipe.stages:
         raise RecipeError(f"recipe {file}: no [[stages]]")
+    if recipe.evaluate_every < 0 or recipe.evaluate_pictures < 1:
+        raise RecipeError(
+            f"recipe {file}: evaluate_every is {recipe.evaluate_every} and evaluate_pictures "
+            f"{recipe.evaluate_pictures}; they must be at least 0 and 1"
+        )
     for number, stage in enumerate(recipe.stages, 1):
         where = f"recipe {file}, stage {number}"
         fits_only = isinstance(stage, LanguageStage) and stage.fit_quantizers and stage.steps == 0

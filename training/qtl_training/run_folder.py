@@ -24,6 +24,7 @@ from torch import Tensor
 from qtl_core.errors import RecipeError
 from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qtl_core.snapshots import RUN_FILE, Snapshots
+from qtl_training.event_files import EventFiles
 from qtl_training.recipe import Recipe
 
 
@@ -62,10 +63,15 @@ class RunFolder:
 
     Raises:
         StorageError: if the folder cannot be written.
+        MissingExtra: if the recipe wants event files and TensorBoard is not installed.
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self._recipe, self._snapshots = path, recipe, Snapshots(path)
+        self._events: EventFiles | None = None
+        if recipe.tensorboard:
+            steps = [getattr(stage, "stop", 0) or stage.steps for stage in recipe.stages]
+            self._events = EventFiles(path / "tensorboard", steps)
 
     @property
     def finished(self) -> Path:
@@ -132,8 +138,10 @@ class RunFolder:
         self._snapshots.save(stage, step, fill)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Appends a line to the log."""
+        """Appends a line to the log, and to TensorBoard's files where the recipe wants them."""
         self._snapshots.log(record)
+        if self._events is not None:
+            self._events.write(record)
 
     def _progress(self, stage: int, step: int) -> _Progress:
         # Through JSON, so that it compares with what was read from JSON.

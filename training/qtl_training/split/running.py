@@ -98,7 +98,7 @@ def client_run(
     )
     run = TorchRun(recipe, folder, progress=progress)
     with closing(Bars(run.name, len(run.stages), shown=progress)) as bars:
-        done = TrainingClient(run, link, watch=bars).train()
+        done = TrainingClient(run, link, watch=bars, evaluation=run.evaluation).train()
     pictures = max(done.pictures, 1)
     return {
         "checkpoint": str(done.folder),
@@ -108,7 +108,11 @@ def client_run(
         "bytes_down": done.traffic.down,
         "bytes_up_per_picture": done.traffic.up / pictures,
         "bytes_down_per_picture": done.traffic.down / pictures,
+        "bytes_of_evaluation": done.evaluating.up + done.evaluating.down,
         "seconds": done.seconds,
+        "steps_per_s": done.steps / max(done.seconds, 1e-9),
+        "last_step": done.last,
+        "evaluation": done.evaluation,
     }
 
 

@@ -14,7 +14,8 @@ from torch.nn import functional
 from qtl_core.crossing import Row
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.split_stage import SplitStage
-from qtl_training.packing import Turn, Vocabulary, embed, pack, turns_right
+from qtl_training.packing import Packed, Turn, Vocabulary, embed, pack, turns_right
+from qtl_training.split.stillness import held_still
 from qtl_training.stages.optimizing import ScheduledAdamW
 from qtl_training.stages.parts import server_groups
 
@@ -64,10 +65,30 @@ class ServerSide:
             levels: L; 0 for features.
             rows: one for each picture, in their order.
         """
-        model, words = self._model, self._vocabulary
+        values = self._values(crossed, levels).requires_grad_()
+        packed, scores, target = self._scores(values, levels, rows)
+        loss = functional.cross_entropy(scores, target, reduction="sum")
+        loss.backward()
+        if values.grad is None:
+            raise RuntimeError("no gradient reached what crossed the cut")
+        return _result(loss, packed, scores, target, values.grad.numpy())
+
+    def score(
+        self, crossed: NDArray[np.uint8] | NDArray[np.float16], levels: int, rows: Sequence[Row]
+    ) -> MicroResult:
+        """As ``run``, forward only: nothing learns, and ``gradient`` is empty."""
+        with held_still(self._model.decoder, self._model.vision_quantizer):
+            packed, scores, target = self._scores(self._values(crossed, levels), levels, rows)
+            loss = functional.cross_entropy(scores, target, reduction="sum")
+            return _result(loss, packed, scores, target, np.empty(0, np.float32))
+
+    def _values(self, crossed: NDArray[np.uint8] | NDArray[np.float16], levels: int) -> Tensor:
         given = torch.from_numpy(crossed)
-        values = model.vision_quantizer.values(given, levels) if levels else given.float()
-        values.requires_grad_()
+        return self._model.vision_quantizer.values(given, levels) if levels else given.float()
+
+    def _scores(self, values: Tensor, levels: int, rows: Sequence[Row]) -> tuple[Packed, Tensor, Tensor]:
+        """The rows as packed, scores [answer tokens, vocabulary] and the ids that are due."""
+        model, words = self._model, self._vocabulary
         features = model.vision_quantizer.restore(values) if levels else values
         turns = [
             [Turn(words.ids(question), (*words.ids(answer), words.end)) for question, answer in row.turns]
@@ -77,13 +98,7 @@ class ServerSide:
         embeddings, _ = embed(packed, features, model.decoder, None, None)
         hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
         row, place, target = packed.targets.T
-        scores = model.decoder.logits(hidden[row, place])
-        loss = functional.cross_entropy(scores, target, reduction="sum")
-        loss.backward()
-        if values.grad is None:
-            raise RuntimeError("no gradient reached what crossed the cut")
-        right = turns_right(packed, scores, target)
-        return MicroResult(loss.item(), len(target), int(right.sum()), len(right), values.grad.numpy())
+        return packed, model.decoder.logits(hidden[row, place]), target
 
     def squared_norm(self, answer_tokens: int) -> float:
         """Ends the sums over the step's micro-batches and returns their squared norm."""
@@ -104,3 +119,10 @@ class ServerSide:
     def load(self, state: dict[str, Tensor]) -> None:
         """Takes up a saved state."""
         self._optimizer.load(state)
+
+
+def _result(
+    loss: Tensor, packed: Packed, scores: Tensor, target: Tensor, gradient: NDArray[np.float32]
+) -> MicroResult:
+    right = turns_right(packed, scores, target)
+    return MicroResult(loss.item(), len(target), int(right.sum()), len(right), gradient)

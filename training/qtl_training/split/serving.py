@@ -141,7 +141,7 @@ class Serving:
         if self._point is None:
             raise RequestRefused("order", "send BEGIN first: the run stands at no step")
         if isinstance(message, Micro):
-            return self._micro(message, payloads)
+            return [self._score(message, payloads)] if message.score else self._micro(message, payloads)
         if isinstance(message, Norm):
             return [self._keep(about, self._step(message))]
         if isinstance(message, Weights):
@@ -225,6 +225,18 @@ class Serving:
         )
         return grads, [data]
 
+    def _score(self, micro: Micro, payloads: Mapping[str, bytes]) -> Reply:
+        side: ServerSide | None = getattr(self, "_side", None)
+        if side is None or set(payloads) != {VALUES, TEXTS}:
+            raise RequestRefused("order", "held-out data has the frames v and t, and belongs to a stage")
+        if micro.levels == 1 or micro.levels > 256:
+            raise RequestRefused("order", f"{micro.levels} levels are not 0 or between 2 and 256")
+        rows = read_texts(payloads[TEXTS], max(stage.pictures for stage in self.stages))
+        pictures = 1 + max((place for row in rows for place in row.pictures), default=-1)
+        crossed = self.crossing.read(by_name(micro)[VALUES], payloads[VALUES], micro.levels, pictures)
+        result = side.score(crossed, micro.levels, rows)
+        return Grads(micro.id, (), result.loss, result.tokens, result.right, result.turns), []
+
     def _step(self, norm: Norm) -> Reply:
         settings = self._settings(norm.step)
         if self._next != settings.micro_batches:
@@ -237,16 +249,17 @@ class Serving:
             )
         squared = norm.squared + self._side.squared_norm(self._sums.tokens)
         self._side.apply(norm.step, squared)
+        record = {
+            "stage": self._now.stage,
+            "step": norm.step,
+            "loss": self._sums.loss / self._sums.tokens,
+            "right": 100 * self._sums.right / self._sums.turns,
+            "norm": math.sqrt(squared),
+        }
         if self._log is not None:
-            self._log(
-                {
-                    "stage": self._now.stage,
-                    "step": norm.step,
-                    "loss": self._sums.loss / self._sums.tokens,
-                    "right": 100 * self._sums.right / self._sums.turns,
-                    "norm": math.sqrt(squared),
-                }
-            )
+            self._log(record)
+        if norm.step % self.recipe.log_every == 0:
+            self._run.log(record)
         stage, step = self._now.stage, norm.step + 1
         last = step == (settings.stop or settings.steps)
         save = last or self._clock() - self._saved > self.recipe.checkpoint_every

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from qtl_core.split_stage import SplitStage, levels_of
 from qtl_training.features import Features, tower_features
 from qtl_training.split.client_side import ClientSide
 from qtl_training.split.gradients import GradientCoder
+from qtl_training.split.held_out import HeldOut
 from qtl_training.split.samples import DigitSamples
 from qtl_training.split.server_side import ServerSide
 
@@ -67,6 +70,15 @@ class SplitTraining:
             "norm": float(np.sqrt(squared)),
             "levels": float(levels),
         }
+
+    def evaluate(self, data: HeldOut, number: int) -> list[dict[str, Any]]:
+        """How well held-out questions are answered now, at each of the stage's level counts.
+
+        Args:
+            data: the questions.
+            number: of the stage.
+        """
+        return data.evaluate(number, self._model, self._client, self._server)
 
     def finish(self) -> None:
         """Nothing is left to do after the last step."""
