@@ -30,6 +30,22 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     end: float = 0.01
 
 
+class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Low-rank adapters in place of the decoder's own weights; merged into them at the stage's end.
+
+    Attributes:
+        rank: of what is added to a layer's weights.
+        alpha: it is multiplied by alpha / rank.
+        dropout: share of a layer's inputs that the adapter does not see in training.
+        targets: names of the layers, such as "q_proj"; empty: all linear ones but the scores'.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+
+
 class SplitStage(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="split"
 ):
@@ -55,6 +71,7 @@ class SplitStage(
         quantizer_lr: highest learning rate of the quantizer.
         in_proj_lr: highest learning rate of its ``in_proj``; none given: ``quantizer_lr``.
         k_lr: highest learning rate of k.
+        lora: train adapters of the decoder instead of the decoder.
     """
 
     steps: int
@@ -72,6 +89,7 @@ class SplitStage(
     quantizer_lr: float = 1e-3
     in_proj_lr: float | None = None
     k_lr: float = 1e-2
+    lora: Lora | None = None
 
 
 def check(stage: SplitStage, where: str) -> None:
@@ -95,6 +113,18 @@ def check(stage: SplitStage, where: str) -> None:
         raise RecipeError(
             f"{where}: a step takes {stage.micro_batches * stage.pictures} pictures, and there are "
             f"{stage.scenes} scenes; raise `scenes`"
+        )
+    if stage.lora is not None:
+        _check_lora(stage.lora, stage.train, where)
+
+
+def _check_lora(lora: Lora, train: Sequence[str], where: str) -> None:
+    if "decoder" not in train:
+        raise RecipeError(f'{where}: lora adapts the decoder; add "decoder" to `train`')
+    if lora.rank < 1 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
+        raise RecipeError(
+            f"{where}: lora has rank {lora.rank}, alpha {lora.alpha:g} and dropout {lora.dropout:g}; "
+            "they must be at least 1, above 0, and from 0 to below 1"
         )
 
 

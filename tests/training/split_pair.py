@@ -52,17 +52,21 @@ micro_batches = 2
 pictures = 3
 questions = 2
 levels = [4]
-train = ["connector", "decoder", "vision_quantizer"]
-optimizer = {{ lr = 1e-3 }}
-{more}
 """
+LEARNING = {
+    "train": 'train = ["connector", "decoder", "vision_quantizer"]',
+    "optimizer": "optimizer = { lr = 1e-3 }",
+}
 
 
 def recipe_of(folder: Path, *stages: str, top: str = "", steps: int = 3) -> Recipe:
     """A recipe of a tiny model; each of ``stages`` is what its stage has beyond the common settings."""
     file = folder / "pair.toml"
     text = f'name = "pair"\nseed = 3\ncheckpoint_every = 0.0\nlog_every = 1\n{top}\n{MODEL}'
-    file.write_text(text + "".join(STAGE.format(steps=steps, more=more) for more in stages))
+    for more in stages:
+        common = [line for name, line in LEARNING.items() if f"{name} =" not in more]
+        text += "\n".join([STAGE.format(steps=steps), *common, more, ""])
+    file.write_text(text)
     return read_recipe(file)
 
 

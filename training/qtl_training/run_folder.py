@@ -26,6 +26,7 @@ from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qtl_core.snapshots import RUN_FILE, Snapshots
 from qtl_training.event_files import EventFiles
 from qtl_training.recipe import Recipe
+from qtl_training.split.adapters import without_adapters
 
 
 class _Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,13 +152,14 @@ class RunFolder:
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint that was read and then trained."""
-    save_checkpoint(
-        folder,
-        checkpoint.llava,
-        checkpoint.model,
-        checkpoint.settings,
-        checkpoint.tokenizer,
-        checkpoint.processor,
-        checkpoint.further,
-    )
+    """Writes a checkpoint that was read and then trained; a decoder's adapters are not part of it."""
+    with without_adapters(checkpoint.model.decoder):
+        save_checkpoint(
+            folder,
+            checkpoint.llava,
+            checkpoint.model,
+            checkpoint.settings,
+            checkpoint.tokenizer,
+            checkpoint.processor,
+            checkpoint.further,
+        )

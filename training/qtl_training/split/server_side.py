@@ -15,9 +15,12 @@ from qtl_core.crossing import Row
 from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.split_stage import SplitStage
 from qtl_training.packing import Packed, Turn, Vocabulary, embed, pack, turns_right
+from qtl_training.split.adapters import Adapters
 from qtl_training.split.stillness import held_still
 from qtl_training.stages.optimizing import ScheduledAdamW
 from qtl_training.stages.parts import server_groups
+
+_STREAM = 16
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,17 @@ class ServerSide:
     Args:
         checkpoint: its model is trained in place.
         stage: the recipe's settings.
+        seed: of the stage; of adapters and of what a step drops out.
+
+    Raises:
+        MissingExtra: the stage trains adapters and peft is not installed.
+        RecipeError: adapters of layers that the decoder does not have.
     """
 
-    def __init__(self, checkpoint: Checkpoint, stage: SplitStage) -> None:
-        self._model = checkpoint.model
+    def __init__(self, checkpoint: Checkpoint, stage: SplitStage, seed: int = 0) -> None:
+        self._model, self._seed = checkpoint.model, seed
         self._vocabulary = Vocabulary(checkpoint)
+        self._adapters = None if stage.lora is None else Adapters(self._model.decoder, stage.lora, seed)
         self._optimizer = ScheduledAdamW(stage.optimizer, stage.steps, server_groups(checkpoint.model, stage))
 
     def run(
@@ -57,6 +66,7 @@ class ServerSide:
         crossed: NDArray[np.uint8] | NDArray[np.float16],
         levels: int,
         rows: Sequence[Row],
+        place: tuple[int, int] = (0, 0),
     ) -> MicroResult:
         """Forward and backward of one micro-batch; the weights' gradients add up over a step.
 
@@ -64,11 +74,14 @@ class ServerSide:
             crossed: what the client's ``forward`` returned.
             levels: L; 0 for features.
             rows: one for each picture, in their order.
+            place: step and micro-batch; what is dropped out depends on the seed and these only.
         """
         values = self._values(crossed, levels).requires_grad_()
-        packed, scores, target = self._scores(values, levels, rows)
-        loss = functional.cross_entropy(scores, target, reduction="sum")
-        loss.backward()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(np.random.SeedSequence([self._seed, *place, _STREAM]).generate_state(1)[0]))
+            packed, scores, target = self._scores(values, levels, rows)
+            loss = functional.cross_entropy(scores, target, reduction="sum")
+            loss.backward()
         if values.grad is None:
             raise RuntimeError("no gradient reached what crossed the cut")
         return _result(loss, packed, scores, target, values.grad.numpy())
@@ -112,13 +125,21 @@ class ServerSide:
         """Takes the optimizer step, clipped by the squared norm of both partitions' gradients."""
         self._optimizer.apply(step, squared_norm)
 
+    def finish(self) -> None:
+        """Ends the stage: what adapters learnt becomes the decoder's own."""
+        if self._adapters is not None:
+            self._adapters.merge()
+            self._adapters = None
+
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's."""
-        return self._optimizer.state()
+        """The optimizer's, and the adapters where there are any."""
+        return self._optimizer.state() | ({} if self._adapters is None else self._adapters.state())
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Takes up a saved state."""
         self._optimizer.load(state)
+        if self._adapters is not None:
+            self._adapters.load(state)
 
 
 def _result(

@@ -173,7 +173,7 @@ class Serving:
         settings = self.stages[stage]
         torch.manual_seed(stage_seed(self.recipe, stage))
         self._checkpoint.model.train()
-        self._side = ServerSide(self._checkpoint, settings)
+        self._side = ServerSide(self._checkpoint, settings, stage_seed(self.recipe, stage))
         self._coder = GradientCoder(stage_seed(self.recipe, stage), settings.grad_bits)
         self._side.load({k.removeprefix("server."): v for k, v in state.items() if k.startswith("server.")})
         self._coder.load(dict(state))
@@ -206,7 +206,7 @@ class Serving:
             raise RequestRefused("order", f"a micro-batch has a row for each of {settings.pictures} pictures")
         frame = by_name(micro)[VALUES]
         crossed = self.crossing.read(frame, payloads[VALUES], micro.levels, settings.pictures)
-        result = self._side.run(crossed, micro.levels, rows)
+        result = self._side.run(crossed, micro.levels, rows, (micro.step, micro.micro))
         if not math.isfinite(result.loss):
             raise RequestRefused(
                 "diverged",
@@ -266,6 +266,7 @@ class Serving:
         state: dict[str, Tensor] = {}
         if last:
             stage, step = stage + 1, 0
+            self._side.finish()
             self._checkpoint.model.eval()
         elif save:
             state = {f"server.{k}": v for k, v in self._side.state().items()} | self._coder.state()

@@ -45,7 +45,7 @@ class SplitTraining:
             features = tower_features(checkpoint.model.vision, self._samples.scenes, progress=progress)
         self._features: Features = features
         self._client: ClientSide = ClientSide(checkpoint.model, stage)
-        self._server: ServerSide = ServerSide(checkpoint, stage)
+        self._server: ServerSide = ServerSide(checkpoint, stage, seed)
         self._coder = GradientCoder(seed, stage.grad_bits)
 
     def run_step(self, step: int) -> dict[str, float]:
@@ -55,7 +55,7 @@ class SplitTraining:
         loss, tokens, right, turns = 0.0, 0, 0, 0
         for number, micro in enumerate(self._samples.micro_batches(step)):
             crossed = self._client.forward(number, self._features[list(micro.pictures)], levels)
-            result = self._server.run(crossed, levels, micro.rows)
+            result = self._server.run(crossed, levels, micro.rows, (step, number))
             _, gradient = self._coder.encode(step, number, result.gradient)
             self._client.backward(number, gradient)
             loss, tokens = loss + result.loss, tokens + result.tokens
@@ -64,6 +64,8 @@ class SplitTraining:
         squared = self._client.squared_norm(tokens) + self._server.squared_norm(tokens)
         self._client.apply(step, squared)
         self._server.apply(step, squared)
+        if step + 1 == self.steps:
+            self._server.finish()
         return {
             "loss": loss / tokens,
             "right": 100 * right / turns,
