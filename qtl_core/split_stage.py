@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -72,6 +73,10 @@ class SplitStage(
         in_proj_lr: highest learning rate of its ``in_proj``; none given: ``quantizer_lr``.
         k_lr: highest learning rate of k.
         lora: train adapters of the decoder instead of the decoder.
+        precision: in which the decoder multiplies matrices: "fp32", "bf16" or "fp16". Weights, the quantizer
+            and the client stay float32.
+        checkpointing: compute the decoder's layers a second time for the gradients instead of keeping what
+            was inside them: less memory, the same gradients.
     """
 
     steps: int
@@ -90,6 +95,8 @@ class SplitStage(
     in_proj_lr: float | None = None
     k_lr: float = 1e-2
     lora: Lora | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    checkpointing: bool = False
 
 
 def check(stage: SplitStage, where: str) -> None:

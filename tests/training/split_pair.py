@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edge_runtime.training.client import Done, Link, TrainingClient
+from qtl_core.errors import LinkError
 from qtl_training.local import train
 from qtl_training.recipe import Recipe, read_recipe
 from qtl_training.split.agreement import fingerprint
@@ -81,22 +81,21 @@ def across(recipe: Recipe, folder: Path) -> Done:
     """Runs it across the cut; checkpoints and logs are in folder/server and folder/client."""
     torch.set_num_threads(1)
     server = served(recipe, folder / "server")
-    thread = in_thread(server.serve)
-    try:
-        run = TorchRun(recipe, folder / "client", progress=False)
-        client = TrainingClient(
-            run, Link(server=server.endpoint), watch=Bars("pair", 1, shown=False), evaluation=run.evaluation
-        )
-        return client.train()
-    finally:
-        server.stop()
-        thread.join(60)
+    with ThreadPoolExecutor() as threads:
+        serving = threads.submit(server.serve)
+        try:
+            return client_of(recipe, folder / "client", server.endpoint).train()
+        except LinkError:
+            serving.result(0)  # says why, if it was the server
+            raise
+        finally:
+            server.stop()
 
 
-def in_thread(call: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    return thread
+def client_of(recipe: Recipe, folder: Path, endpoint: str) -> TrainingClient:
+    run = TorchRun(recipe, folder, progress=False)
+    link = Link(server=endpoint, timeout=20.0, comeback=1.0)
+    return TrainingClient(run, link, watch=Bars("pair", 1, shown=False), evaluation=run.evaluation)
 
 
 def in_one(recipe: Recipe, folder: Path) -> Path:

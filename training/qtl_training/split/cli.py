@@ -53,6 +53,13 @@ _PATH = click.Path(path_type=Path)
     metavar="N",
     help="Threads to compute with.  [default: all cores]",
 )
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda", "auto"]),
+    default="cpu",
+    show_default=True,
+    help="Where to compute. Only on a CPU are the weights those of qtl-train local, bit for bit.",
+)
 @click.option("--ready-file", type=_PATH, metavar="FILE", help="Write the address there once ready.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON at the end.")
 def serve(
@@ -65,6 +72,7 @@ def serve(
     seed: int | None,
     fresh: bool,
     threads: int | None,
+    device: str,
     ready_file: Path | None,
     as_json: bool,
 ) -> None:
@@ -80,7 +88,7 @@ def serve(
     chosen, folder = _chosen(recipe, run_folder, "server", start, seed, threads)
     result = serve_run(
         chosen, folder, bind=bind, keys=keys, insecure=insecure, fresh=fresh, ready_file=ready_file,
-        say=click.echo, stop_on=(signal.SIGTERM, signal.SIGINT), progress=sys.stderr.isatty(),
+        say=click.echo, stop_on=(signal.SIGTERM, signal.SIGINT), progress=sys.stderr.isatty(), device=device,
     )  # fmt: skip
     _print(result, as_json)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from edge_runtime.config import EdgeConfig
@@ -24,6 +25,7 @@ from qtl_training.split.server import TrainingServer, summary
 from qtl_training.split.serving import Serving
 from server_runtime.config import ServerConfig
 from server_runtime.listener import Listener
+from server_runtime.torch_engine import pick_device
 
 
 def serve_run(
@@ -38,13 +40,16 @@ def serve_run(
     say: Callable[[str], None],
     stop_on: Iterable[signal.Signals],
     progress: bool,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Serves a run to its end; what came of it.
 
     Raises:
         RecipeError, CheckpointError, StorageError: as ``Serving``.
         BindError, KeyFileError: as ``Listener``.
+        HostError: the device is not there.
     """
+    device = pick_device(device, cuda=torch.cuda.is_available())
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     agreed = fingerprint(recipe)
@@ -54,7 +59,7 @@ def serve_run(
             bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
             bar.update()
 
-        serving = Serving(recipe, folder, log=told)
+        serving = Serving(recipe, folder, log=told, device=device)
         config = ServerConfig(bind=bind, keys=keys, insecure=insecure)
         server = TrainingServer(serving, agreed, Listener(config, max_payload=serving.largest))
         with _stopped_by(server, stop_on):

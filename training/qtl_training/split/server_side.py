@@ -16,6 +16,8 @@ from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.split_stage import SplitStage
 from qtl_training.packing import Packed, Turn, Vocabulary, embed, pack, turns_right
 from qtl_training.split.adapters import Adapters
+from qtl_training.split.precision import LossScale, autocast, seeded
+from qtl_training.split.recomputing import recompute
 from qtl_training.split.stillness import held_still
 from qtl_training.stages.optimizing import ScheduledAdamW
 from qtl_training.stages.parts import server_groups
@@ -49,14 +51,22 @@ class ServerSide:
         checkpoint: its model is trained in place.
         stage: the recipe's settings.
         seed: of the stage; of adapters and of what a step drops out.
+        device: where to compute; the server partition's weights go there.
 
     Raises:
         MissingExtra: the stage trains adapters and peft is not installed.
-        RecipeError: adapters of layers that the decoder does not have.
+        RecipeError: adapters of layers that the decoder does not have, or a decoder without checkpointing.
     """
 
-    def __init__(self, checkpoint: Checkpoint, stage: SplitStage, seed: int = 0) -> None:
-        self._model, self._seed = checkpoint.model, seed
+    def __init__(self, checkpoint: Checkpoint, stage: SplitStage, seed: int = 0, device: str = "cpu") -> None:
+        self._model, self._stage, self._seed = checkpoint.model, stage, seed
+        self._device = torch.device(device)
+        self._scale = LossScale() if stage.precision == "fp16" else None
+        self._model.decoder.to(self._device)
+        if self._model.quantized:
+            self._model.vision_quantizer.to(self._device)
+        if stage.checkpointing:
+            recompute(self._model.decoder, True)
         self._vocabulary = Vocabulary(checkpoint)
         self._adapters = None if stage.lora is None else Adapters(self._model.decoder, stage.lora, seed)
         self._optimizer = ScheduledAdamW(stage.optimizer, stage.steps, server_groups(checkpoint.model, stage))
@@ -76,15 +86,25 @@ class ServerSide:
             rows: one for each picture, in their order.
             place: step and micro-batch; what is dropped out depends on the seed and these only.
         """
-        values = self._values(crossed, levels).requires_grad_()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([self._seed, *place, _STREAM]).generate_state(1)[0]))
-            packed, scores, target = self._scores(values, levels, rows)
-            loss = functional.cross_entropy(scores, target, reduction="sum")
-            loss.backward()
-        if values.grad is None:
+        found: list[tuple[Packed, Tensor, Tensor]] = []
+
+        def compute(scale: float) -> tuple[Tensor, Tensor]:
+            values = self._values(crossed, levels).requires_grad_()
+            with seeded(self._device, self._seed, *place, _STREAM):
+                found[:] = [self._scores(values, levels, rows)]
+                _, scores, target = found[0]
+                loss = functional.cross_entropy(scores, target, reduction="sum")
+                (loss if scale == 1 else loss * scale).backward()
+            return loss, values
+
+        if self._scale is None:
+            loss, values = compute(1)
+            gradient = values.grad
+        else:
+            loss, gradient = self._scale.backward(self._optimizer.parameters, compute)
+        if gradient is None:
             raise RuntimeError("no gradient reached what crossed the cut")
-        return _result(loss, packed, scores, target, values.grad.numpy())
+        return _result(loss, *found[0], gradient.cpu().numpy())
 
     def score(
         self, crossed: NDArray[np.uint8] | NDArray[np.float16], levels: int, rows: Sequence[Row]
@@ -96,7 +116,7 @@ class ServerSide:
             return _result(loss, packed, scores, target, np.empty(0, np.float32))
 
     def _values(self, crossed: NDArray[np.uint8] | NDArray[np.float16], levels: int) -> Tensor:
-        given = torch.from_numpy(crossed)
+        given = torch.from_numpy(crossed).to(self._device)
         return self._model.vision_quantizer.values(given, levels) if levels else given.float()
 
     def _scores(self, values: Tensor, levels: int, rows: Sequence[Row]) -> tuple[Packed, Tensor, Tensor]:
@@ -107,11 +127,13 @@ class ServerSide:
             [Turn(words.ids(question), (*words.ids(answer), words.end)) for question, answer in row.turns]
             for row in rows
         ]
-        packed = pack(turns, words, model.decoder, features.shape[1])
+        packed = pack(turns, words, model.decoder, features.shape[1]).to(self._device)
         embeddings, _ = embed(packed, features, model.decoder, None, None)
-        hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
         row, place, target = packed.targets.T
-        return packed, model.decoder.logits(hidden[row, place]), target
+        with autocast(self._stage.precision, self._device):
+            hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
+            scores = model.decoder.logits(hidden[row, place])
+        return packed, scores.float(), target
 
     def squared_norm(self, answer_tokens: int) -> float:
         """Ends the sums over the step's micro-batches and returns their squared norm."""
@@ -127,19 +149,23 @@ class ServerSide:
 
     def finish(self) -> None:
         """Ends the stage: what adapters learnt becomes the decoder's own."""
+        if self._stage.checkpointing:
+            recompute(self._model.decoder, False)
         if self._adapters is not None:
             self._adapters.merge()
             self._adapters = None
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's, and the adapters where there are any."""
-        return self._optimizer.state() | ({} if self._adapters is None else self._adapters.state())
+        """The optimizer's, the adapters and the loss's scale, where there are any."""
+        further = [part.state() for part in (self._adapters, self._scale) if part is not None]
+        return self._optimizer.state() | {name: value for part in further for name, value in part.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Takes up a saved state."""
         self._optimizer.load(state)
-        if self._adapters is not None:
-            self._adapters.load(state)
+        for part in (self._adapters, self._scale):
+            if part is not None:
+                part.load(state)
 
 
 def _result(

@@ -76,6 +76,7 @@ class Serving:
         folder: the run's folder.
         clock: seconds that only grow, for the time between snapshots.
         log: told of every finished step.
+        device: where to compute: "cpu" or "cuda".
 
     Attributes:
         crossing: how what crosses is coded.
@@ -95,10 +96,11 @@ class Serving:
         *,
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[dict[str, float]], None] | None = None,
+        device: str = "cpu",
     ) -> None:
         self.recipe, self.stages = recipe, stages_of(recipe)
         self._run = RunFolder(folder, recipe)
-        self._clock, self._log = clock, log
+        self._clock, self._log, self._device = clock, log, device
         snapshot = begun(self._run, recipe)
         self._checkpoint = snapshot.checkpoint
         self.crossing = crossing_of(recipe, snapshot.checkpoint)
@@ -173,7 +175,7 @@ class Serving:
         settings = self.stages[stage]
         torch.manual_seed(stage_seed(self.recipe, stage))
         self._checkpoint.model.train()
-        self._side = ServerSide(self._checkpoint, settings, stage_seed(self.recipe, stage))
+        self._side = ServerSide(self._checkpoint, settings, stage_seed(self.recipe, stage), self._device)
         self._coder = GradientCoder(stage_seed(self.recipe, stage), settings.grad_bits)
         self._side.load({k.removeprefix("server."): v for k, v in state.items() if k.startswith("server.")})
         self._coder.load(dict(state))
