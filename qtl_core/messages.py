@@ -304,6 +304,7 @@ class Micro(msgspec.Struct, frozen=True, array_like=True, tag=14):
         step: of the stage.
         micro: its number in the step, from 0.
         levels: L of the codes; 0 for float16 features.
+        score: held-out data: only say how well it is answered; GRADS then has no frame.
     """
 
     id: RequestId
@@ -311,6 +312,7 @@ class Micro(msgspec.Struct, frozen=True, array_like=True, tag=14):
     step: Count
     micro: Small
     levels: Small
+    score: bool = False
 
 
 class Grads(msgspec.Struct, frozen=True, array_like=True, tag=15):

@@ -60,6 +60,22 @@ class ConversationData(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     on_bad_sample: Literal["stop", "skip"] = "stop"
 
 
+class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Low-rank adapters in place of the decoder's own weights; merged into them at the stage's end.
+
+    Attributes:
+        rank: of what is added to a layer's weights.
+        alpha: it is multiplied by alpha / rank.
+        dropout: share of a layer's inputs that the adapter does not see in training.
+        targets: names of the layers, such as "q_proj"; empty: all linear ones but the scores'.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+
+
 class SplitStage(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="split"
 ):
@@ -103,6 +119,11 @@ class SplitStage(
             these alone cross. Empty: the whole vocabulary, and answers of one token.
         head_lr: highest learning rate of the client's head.
         return_head: the client's head goes to the server with the finished client partition.
+        lora: train adapters of the decoder instead of the decoder.
+        precision: in which the decoder multiplies matrices: "fp32", "bf16" or "fp16". Weights, the quantizer
+            and the client stay float32.
+        checkpointing: compute the decoder's layers a second time for the gradients instead of keeping what
+            was inside them: less memory, the same gradients.
     """
 
     steps: int
@@ -151,6 +172,10 @@ class SplitStage(
         """Pictures of one micro-batch at most."""
         return self.pictures if self.data is None else self.data.rows * self.data.max_pictures
 
+    lora: Lora | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    checkpointing: bool = False
+
 
 def check(stage: SplitStage, where: str) -> None:
     """Refuses settings that cannot be trained with.
@@ -180,6 +205,18 @@ def check(stage: SplitStage, where: str) -> None:
         raise RecipeError(
             f"{where}: a step takes {stage.micro_batches * stage.pictures} pictures, and there are "
             f"{stage.scenes} scenes; raise `scenes`"
+        )
+    if stage.lora is not None:
+        _check_lora(stage.lora, stage.train, where)
+
+
+def _check_lora(lora: Lora, train: Sequence[str], where: str) -> None:
+    if "decoder" not in train:
+        raise RecipeError(f'{where}: lora adapts the decoder; add "decoder" to `train`')
+    if lora.rank < 1 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
+        raise RecipeError(
+            f"{where}: lora has rank {lora.rank}, alpha {lora.alpha:g} and dropout {lora.dropout:g}; "
+            "they must be at least 1, above 0, and from 0 to below 1"
         )
 
 

@@ -144,14 +144,18 @@ class _Run(TorchRun):
 class StandIn(ServerSide):
     """The quantizer's decoder half, and a linear layer over the mean token in place of a language model."""
 
-    def __init__(self, checkpoint: Checkpoint, stage: SplitStage) -> None:
-        super().__init__(checkpoint, stage)
+    def __init__(self, checkpoint: Checkpoint, stage: SplitStage, seed: int = 0, device: str = "cpu") -> None:
+        super().__init__(checkpoint, stage, seed, device)
         self._restorer = checkpoint.model.vision_quantizer
         torch.manual_seed(1)
         self._head = nn.Linear(WIDTH, _CLASSES)
 
     def run(
-        self, crossed: NDArray[np.uint8] | NDArray[np.float16], levels: int, rows: Sequence[Row]
+        self,
+        crossed: NDArray[np.uint8] | NDArray[np.float16],
+        levels: int,
+        rows: Sequence[Row],
+        place: tuple[int, int] = (0, 0),
     ) -> MicroResult:
         """As ``ServerSide.run``; the target is drawn from the question's length."""
         values = self._restorer.values(torch.from_numpy(crossed), levels).requires_grad_()

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
 
 from edge_runtime.dealer import Dealer
 from edge_runtime.session import Lost, Session, Traffic
+from edge_runtime.training.evaluation import Evaluation, evaluate
 from edge_runtime.training.labels import Judged, PrivateLabels
 from edge_runtime.training.partition import ClientRun, StageSide
 from edge_runtime.training.requests import NewServer, Requests
@@ -78,6 +79,9 @@ class Done:
         traffic: bytes on the wire, framing included, handshakes too.
         seconds: from the first step on.
         folder: this side's weights.
+        evaluating: bytes that evaluation on held-out data took, not counted in ``traffic``.
+        last: what the last step measured.
+        evaluation: the last one.
     """
 
     steps: int = 0
@@ -85,6 +89,9 @@ class Done:
     traffic: Traffic = field(default_factory=Traffic)
     seconds: float = 0.0
     folder: Path = Path()
+    evaluating: Traffic = field(default_factory=Traffic)
+    last: dict[str, float] = field(default_factory=dict)
+    evaluation: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Watch(Protocol):
@@ -107,6 +114,7 @@ class TrainingClient:
         link: how to reach the server.
         watch: told of every step.
         parts: what goes into the run's fingerprint, so that the server can say what differs.
+        evaluation: held-out data for a stage that was entered, if there is to be any.
         clock: seconds that only grow.
         transport: makes the connection from the largest payload; a ZeroMQ DEALER if not given.
     """
@@ -118,10 +126,12 @@ class TrainingClient:
         *,
         watch: Watch,
         parts: Sequence[Part] = (),
+        evaluation: Callable[[StageSide], Evaluation | None] = lambda side: None,
         clock: Callable[[], float] = time.monotonic,
         transport: Callable[[int], Transport] | None = None,
     ) -> None:
         self._run, self._link, self._watch, self._clock = run, link, watch, clock
+        self._evaluation = evaluation
         limits = Limits(max_payload=run.largest, max_question=0, max_tokens=0, idle_ms=0)
         hello = Hello(
             protocol=PROTOCOL,
@@ -201,6 +211,7 @@ class TrainingClient:
             if stage.fit_quantizer and not first:
                 self._hand_over(side.fit())
             self._known = Known(run.crossing, stage.picture_cache)
+            held_out = self._evaluation(side)
             steps = stage.stop or stage.steps
             self._watch.stage(number, steps, first)
             for step in range(first, steps):
@@ -211,6 +222,8 @@ class TrainingClient:
                     run.log({"stage": number, "step": step, **metrics})
                 if save_now and step + 1 < steps:
                     run.save(number, step + 1)
+                done.last = metrics
+                self._evaluate(held_out, number, step, done)
             run.save(number + 1, 0)
             first = 0
         self._hand_over(run.weights())
@@ -219,6 +232,16 @@ class TrainingClient:
     def _hand_over(self, tensors: bytes) -> None:
         weights = Weights(self._requests.next_id(), (frame_codes(WEIGHTS, tensors),))
         self._requests.reply(self._requests.send(weights, [tensors]), Taken)
+
+    def _evaluate(self, held_out: Evaluation | None, number: int, step: int, done: Done) -> None:
+        if held_out is None or not held_out.due(number, step + 1):
+            return
+        with self._session.billed_to(done.evaluating):
+            done.evaluation = evaluate(
+                held_out, number, self._run.stages[number], self._run.crossing, self._requests
+            )
+        for found in done.evaluation:
+            self._run.log({"stage": number, "step": step, "evaluation": found})
 
     def _step(self, side: StageSide, number: int, step: int, done: Done) -> tuple[bool, dict[str, float]]:
         levels = levels_of(self._run.stages[number], self._run.seeds[number], step)

@@ -56,7 +56,7 @@ SAMPLES: tuple[messages.Message, ...] = (
     Bye(),
     Begin(1, (Point(0, 0), Point(1, 250))),
     Start(1, Point(1, 250)),
-    Micro(2, (Frame("v", 72, 0xDEADBEEF, 0, 2), Frame("t", 40, 7)), 250, 1, 4),
+    Micro(2, (Frame("v", 72, 0xDEADBEEF, 0, 2), Frame("t", 40, 7)), 250, 1, 4, True),
     Grads(2, (Frame("g", 300, 9),), 12.5, 20, 9, 10),
     Norm(3, 250, 0.25),
     Total(3, 0.75, True),

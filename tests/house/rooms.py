@@ -29,7 +29,7 @@ MAY_IMPORT = {
 
 _NN = {"torch", "transformers", "safetensors", "tokenizers", "huggingface_hub"}
 _EXPORT = {"onnx", "onnxscript", "onnx_ir", "optimum"}
-_TRAIN = {"sklearn", "scipy", "tqdm", "matplotlib", "tomli"}
+_TRAIN = {"sklearn", "scipy", "tqdm", "matplotlib", "tomli", "tensorboard", "peft"}
 _BENCH = {"vector_quantize_pytorch", "zstandard"}
 
 # room -> third parties it may import, lazily or not, beside the standard library.

@@ -19,6 +19,7 @@ from qtl_training.build import build_checkpoint
 from qtl_training.recipe import Recipe, TowerStage
 from qtl_training.run_folder import RunFolder, Snapshot
 from qtl_training.split.data import record_of
+from qtl_training.split.held_out import HeldOut
 from qtl_training.split.private import HeldLabels
 from qtl_training.stages.language import LanguageTraining
 from qtl_training.stages.split import SplitTraining
@@ -102,6 +103,13 @@ def _run_stage(
     clock: Callable[[], float],
 ) -> None:
     checkpoint.model.train()
+    held_out = HeldOut(recipe, progress=progress) if isinstance(stage, SplitTraining) else None
+
+    def evaluated(done: int) -> None:
+        if held_out is not None and isinstance(stage, SplitTraining) and held_out.due(number, done):
+            for found in stage.evaluate(held_out, number):
+                run.log({"stage": number, "step": done - 1, "evaluation": found})
+
     run_steps(
         stage,
         first_step,
@@ -112,6 +120,7 @@ def _run_stage(
         save_every=recipe.checkpoint_every,
         progress=progress,
         clock=clock,
+        after=evaluated,
     )
     checkpoint.model.eval()
 

@@ -7,7 +7,7 @@ the prefix, so what the model computes for it is what it would compute for it al
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -76,6 +76,10 @@ class Packed:
     ends: Tensor
     targets: Tensor
     turn_of_target: Tensor
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on another device."""
+        return Packed(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def pack(

@@ -143,6 +143,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             none given: the model's, which the server has too. A secret: leave it out of the server's copy.
         checkpoint_every: seconds between checkpoints of a run.
         log_every: steps between lines of the log.
+        evaluate_every: steps of a split stage between evaluations on held-out data, one at each stage's end
+            too; 0 never evaluates.
+        evaluate_pictures: held-out pictures.
+        tensorboard: whether to write TensorBoard's event files beside the log.
     """
 
     name: str
@@ -154,6 +158,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     head_seed: int | None = None
     checkpoint_every: float = 60.0
     log_every: int = 50
+    evaluate_every: int = 0
+    evaluate_pictures: int = 128
+    tensorboard: bool = False
 
 
 _SPLIT_PARTS = {"connector", "decoder", "vision_quantizer"}
@@ -187,6 +194,18 @@ def _check(recipe: Recipe, file: Path) -> None:
         raise RecipeError(f"recipe {file}: a [model] names its quantizers itself; remove [vision]")
     if not recipe.stages:
         raise RecipeError(f"recipe {file}: no [[stages]]")
+    if recipe.evaluate_every < 0 or recipe.evaluate_pictures < 1:
+        raise RecipeError(
+            f"recipe {file}: evaluate_every is {recipe.evaluate_every} and evaluate_pictures "
+            f"{recipe.evaluate_pictures}; they must be at least 0 and 1"
+        )
+    if recipe.evaluate_every and any(
+        isinstance(stage, SplitStage) and stage.private for stage in recipe.stages
+    ):
+        raise RecipeError(
+            f"recipe {file}: evaluate_every sends the answers of held-out questions to the server, and labels "
+            "are private; remove one of the two"
+        )
     for number, stage in enumerate(recipe.stages, 1):
         where = f"recipe {file}, stage {number}"
         fits_only = isinstance(stage, LanguageStage) and stage.fit_quantizers and stage.steps == 0

@@ -28,7 +28,9 @@ from torch import Tensor
 from qtl_core.errors import InputError, RecipeError
 from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qtl_core.snapshots import RUN_FILE, Snapshots
+from qtl_training.event_files import EventFiles
 from qtl_training.recipe import Recipe, agreed_stages
+from qtl_training.split.adapters import without_adapters
 
 
 class _Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,10 +68,15 @@ class RunFolder:
 
     Raises:
         StorageError: if the folder cannot be written.
+        MissingExtra: if the recipe wants event files and TensorBoard is not installed.
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self._recipe, self._snapshots = path, recipe, Snapshots(path)
+        self._events: EventFiles | None = None
+        if recipe.tensorboard:
+            steps = [getattr(stage, "stop", 0) or stage.steps for stage in recipe.stages]
+            self._events = EventFiles(path / "tensorboard", steps)
 
     @property
     def finished(self) -> Path:
@@ -156,8 +163,10 @@ class RunFolder:
         return self.finished
 
     def log(self, record: dict[str, Any]) -> None:
-        """Appends a line to the log."""
+        """Appends a line to the log, and to TensorBoard's files where the recipe wants them."""
         self._snapshots.log(record)
+        if self._events is not None:
+            self._events.write(record)
 
     def _progress(self, stage: int, step: int) -> _Progress:
         # Through JSON, so that it compares with what was read from JSON.
@@ -167,21 +176,22 @@ class RunFolder:
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint that was read and then trained.
+    """Writes a checkpoint that was read and then trained; a decoder's adapters are not part of it.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
     try:
-        save_checkpoint(
-            folder,
-            checkpoint.llava,
-            checkpoint.model,
-            checkpoint.settings,
-            checkpoint.tokenizer,
-            checkpoint.processor,
-            checkpoint.further,
-        )
+        with without_adapters(checkpoint.model.decoder):
+            save_checkpoint(
+                folder,
+                checkpoint.llava,
+                checkpoint.model,
+                checkpoint.settings,
+                checkpoint.tokenizer,
+                checkpoint.processor,
+                checkpoint.further,
+            )
     except SafetensorError as error:
         # What the system says reaches us as text only.
         number = re.search(r"\(os error (\d+)\)", str(error))

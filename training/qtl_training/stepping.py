@@ -34,6 +34,7 @@ def run_steps(
     save_every: float,
     progress: bool,
     clock: Callable[[], float],
+    after: Callable[[int], None] | None = None,
 ) -> None:
     """Runs all steps from ``first_step`` on.
 
@@ -47,6 +48,7 @@ def run_steps(
         save_every: seconds between two snapshots.
         progress: whether to show a bar.
         clock: seconds.
+        after: called after each step, with how many are done.
     """
     saved = clock()
     with tqdm(total=training.steps, initial=first_step, desc=label, disable=not progress or None) as bar:
@@ -59,3 +61,5 @@ def run_steps(
             if clock() - saved > save_every and step + 1 < training.steps:
                 save(step + 1)
                 saved = clock()
+            if after is not None:
+                after(step + 1)

@@ -75,6 +75,13 @@ def data_options(command: Callable[..., None]) -> Callable[..., None]:
     metavar="N",
     help="Threads to compute with.  [default: all cores]",
 )
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda", "auto"]),
+    default="cpu",
+    show_default=True,
+    help="Where to compute. Only on a CPU are the weights those of qtl-train local, bit for bit.",
+)
 @click.option("--ready-file", type=_PATH, metavar="FILE", help="Write the address there once ready.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON at the end.")
 def serve(
@@ -87,6 +94,7 @@ def serve(
     seed: int | None,
     fresh: bool,
     threads: int | None,
+    device: str,
     ready_file: Path | None,
     as_json: bool,
 ) -> None:
@@ -102,7 +110,7 @@ def serve(
     chosen, folder = _chosen(recipe, run_folder, "server", start, seed, threads)
     result = serve_run(
         chosen, folder, bind=bind, keys=keys, insecure=insecure, fresh=fresh, ready_file=ready_file,
-        say=click.echo, stop_on=(signal.SIGTERM, signal.SIGINT), progress=sys.stderr.isatty(),
+        say=click.echo, stop_on=(signal.SIGTERM, signal.SIGINT), progress=sys.stderr.isatty(), device=device,
     )  # fmt: skip
     _print(result, as_json)
 
@@ -213,7 +221,14 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(result))
         return
     for name, value in result.items():
-        shown = (
-            f"{value:,}" if isinstance(value, int) else f"{value:.1f}" if isinstance(value, float) else value
-        )
-        click.echo(f"{name.replace('_', ' ')}: {shown}")
+        click.echo(f"{name.replace('_', ' ')}: {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_shown, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

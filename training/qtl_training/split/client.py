@@ -13,7 +13,9 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from edge_runtime.training.evaluation import Evaluation
 from edge_runtime.training.labels import PrivateLabels
+from edge_runtime.training.partition import StageSide
 from qtl_core.crossing import Crossed, MicroBatch
 from qtl_core.split_stage import SplitStage
 from qtl_training.local import begun, stage_seed
@@ -22,6 +24,7 @@ from qtl_training.run_folder import RunFolder
 from qtl_training.split.agreement import crossing_of, fingerprint, largest_payload
 from qtl_training.split.client_side import ClientSide
 from qtl_training.split.data import StageData, record_of, stage_data
+from qtl_training.split.held_out import ClientEvaluation, HeldOut
 from qtl_training.split.partition import client_tensors
 from qtl_training.split.private import HEAD, HeldLabels, check_answers, head_of, scored_tokens
 from qtl_training.split.stages import stages_of
@@ -76,6 +79,8 @@ class TorchRun:
         self.seeds: Sequence[int] = [stage_seed(recipe, number) for number in range(len(self.stages))]
         self._folder, self._head_seed = RunFolder(folder, recipe), recipe.head_seed
         self._progress = progress
+        self._recipe = recipe
+        self._held_out: HeldOut | None = None
         self._checkpoint = begun(self._folder, recipe).checkpoint
         self.crossing = crossing_of(recipe, self._checkpoint)
         self.largest = largest_payload(self.stages, self.crossing, self._checkpoint)
@@ -110,6 +115,14 @@ class TorchRun:
         self._state = {}
         self._stage = _Stage(side, self._data[stage], seed, held)
         return self._stage
+
+    def evaluation(self, side: StageSide) -> Evaluation | None:
+        """Held-out data for the stage at hand, where the recipe evaluates."""
+        if not self._recipe.evaluate_every or self._stage is None:
+            return None
+        if self._held_out is None:
+            self._held_out = HeldOut(self._recipe, progress=self._progress)
+        return ClientEvaluation(self._held_out, self._checkpoint.model, self._stage.side)
 
     def save(self, stage: int, step: int) -> None:
         held: dict[str, Tensor] = {}

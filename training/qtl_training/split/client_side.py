@@ -14,6 +14,7 @@ from qtl_core.nn.model import SplitModel
 from qtl_core.nn.quantizer import COMMITMENT_WEIGHT, distortion
 from qtl_core.split_stage import SplitStage
 from qtl_training.split.partition import server_tensors
+from qtl_training.split.stillness import held_still
 from qtl_training.stages.fitting import fit
 from qtl_training.stages.optimizing import ScheduledAdamW
 from qtl_training.stages.parts import client_groups
@@ -90,6 +91,18 @@ class ClientSide:
         if not levels:
             return np.zeros(at_cut.shape, np.float16)
         return np.zeros(self._model.vision_quantizer.project(at_cut).shape, np.uint8)
+
+    def held_out(self, features: Tensor, levels: int) -> NDArray[np.uint8] | NDArray[np.float16]:
+        """What crosses for features that nothing is learnt from; arguments and result as ``forward``."""
+        connector, quantizer = self._model.vision.connector, self._model.vision_quantizer
+        with held_still(connector, quantizer):
+            at_cut = connector(features.float())
+            if not levels:
+                half: NDArray[np.float16] = at_cut.to(torch.float16).numpy()
+                return half
+            scaled = quantizer.scale(quantizer.project(at_cut), levels)
+            sent: NDArray[np.uint8] = quantizer.to_codes(scaled, levels).to(torch.uint8).numpy()
+            return sent
 
     def backward(self, micro: int, gradient: NDArray[np.float32]) -> None:
         """Takes the gradient of the micro-batch's summed answer loss with respect to what crossed.

@@ -218,10 +218,10 @@ class PrivateServerSide(ServerSide):
         stage: the recipe's settings.
     """
 
-    def __init__(self, checkpoint: Checkpoint, stage: SplitStage) -> None:
+    def __init__(self, checkpoint: Checkpoint, stage: SplitStage, seed: int = 0, device: str = "cpu") -> None:
         if stage.head == "client":
             untie(checkpoint)
-        super().__init__(checkpoint, stage)
+        super().__init__(checkpoint, stage, seed, device)
         self._at_client = stage.head == "client"
         self._tokens = scored_tokens(stage, checkpoint) if stage.candidates else None
         self._open: dict[int, _Open] = {}
@@ -244,15 +244,16 @@ class PrivateServerSide(ServerSide):
         Returns:
             float32 [turns, tokens that are scored] or, where the head is the client's, [turns, width].
         """
-        values, packed, hidden = self._read(crossed, levels, rows, answers=False)
+        values = self._values(crossed, levels).requires_grad_()
+        packed, hidden = self._hidden(values, levels, rows, answers=False)
         row, place = packed.ends.T
         outputs = hidden[row, place]
         if not self._at_client:
-            outputs = self._model.decoder.logits(outputs)
+            outputs = self._logits(outputs)
             if self._tokens is not None:
                 outputs = outputs[:, self._tokens]
         self._open[micro] = _Open(values, outputs)
-        sent: NDArray[np.float32] = outputs.detach().float().numpy()
+        sent: NDArray[np.float32] = outputs.detach().float().cpu().numpy()
         return sent
 
     def shape(self, micro: int) -> tuple[int, int]:
@@ -263,8 +264,8 @@ class PrivateServerSide(ServerSide):
     def backward(self, micro: int, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
         """The gradient with respect to what crossed, of that with respect to the outputs; in order."""
         held = self._open.pop(micro)
-        held.outputs.backward(torch.from_numpy(gradient))
+        held.outputs.backward(torch.from_numpy(gradient).to(held.outputs))
         if held.values.grad is None:
             raise RuntimeError("no gradient reached what crossed the cut")
-        found: NDArray[np.float32] = held.values.grad.numpy()
+        found: NDArray[np.float32] = held.values.grad.cpu().numpy()
         return found

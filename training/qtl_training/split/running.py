@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from edge_runtime.config import EdgeConfig
@@ -26,6 +27,7 @@ from qtl_training.split.server import TrainingServer, summary
 from qtl_training.split.serving import Serving
 from server_runtime.config import ServerConfig
 from server_runtime.listener import Listener
+from server_runtime.torch_engine import pick_device
 
 
 def serve_run(
@@ -40,13 +42,16 @@ def serve_run(
     say: Callable[[str], None],
     stop_on: Iterable[signal.Signals],
     progress: bool,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Serves a run to its end; what came of it.
 
     Raises:
         RecipeError, CheckpointError, StorageError: as ``Serving``.
         BindError, KeyFileError: as ``Listener``.
+        HostError: the device is not there.
     """
+    device = pick_device(device, cuda=torch.cuda.is_available())
     agreed = fingerprint(recipe)
     with (
         held(folder, fresh=fresh),
@@ -57,7 +62,7 @@ def serve_run(
             bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
             bar.update()
 
-        serving = Serving(recipe, folder, log=told)
+        serving = Serving(recipe, folder, log=told, device=device)
         config = ServerConfig(bind=bind, keys=keys, insecure=insecure)
         listener = Listener(config, max_payload=serving.largest)
         server = TrainingServer(serving, agreed, listener, parts=parts(recipe))
@@ -101,7 +106,8 @@ def client_run(
     with held(folder, fresh=fresh):
         run = TorchRun(recipe, folder, progress=progress)
         with closing(Bars(run.name, len(run.stages), shown=progress)) as bars:
-            done = TrainingClient(run, link, watch=bars, parts=parts(recipe)).train()
+            client = TrainingClient(run, link, watch=bars, parts=parts(recipe), evaluation=run.evaluation)
+            done = client.train()
     pictures = max(done.pictures, 1)
     return {
         "checkpoint": str(done.folder),
@@ -112,7 +118,11 @@ def client_run(
         "bytes_down": done.traffic.down,
         "bytes_up_per_picture": done.traffic.up / pictures,
         "bytes_down_per_picture": done.traffic.down / pictures,
+        "bytes_of_evaluation": done.evaluating.up + done.evaluating.down,
         "seconds": done.seconds,
+        "steps_per_s": done.steps / max(done.seconds, 1e-9),
+        "last_step": done.last,
+        "evaluation": done.evaluation,
     }
 
 

@@ -16,8 +16,14 @@ from qtl_core.nn.checkpoint import Checkpoint
 from qtl_core.split_stage import SplitStage
 from qtl_training.packing import Packed, embed, turns_right
 from qtl_training.row_packing import RowPacking
+from qtl_training.split.adapters import Adapters
+from qtl_training.split.precision import LossScale, autocast, seeded
+from qtl_training.split.recomputing import recompute
+from qtl_training.split.stillness import held_still
 from qtl_training.stages.optimizing import ScheduledAdamW
 from qtl_training.stages.parts import server_groups
+
+_STREAM = 16
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,25 @@ class ServerSide:
     Args:
         checkpoint: its model is trained in place.
         stage: the recipe's settings.
+        seed: of the stage; of adapters and of what a step drops out.
+        device: where to compute; the server partition's weights go there.
+
+    Raises:
+        MissingExtra: the stage trains adapters and peft is not installed.
+        RecipeError: adapters of layers that the decoder does not have, or a decoder without checkpointing.
     """
 
-    def __init__(self, checkpoint: Checkpoint, stage: SplitStage) -> None:
-        self._model = checkpoint.model
+    def __init__(self, checkpoint: Checkpoint, stage: SplitStage, seed: int = 0, device: str = "cpu") -> None:
+        self._model, self._stage, self._seed = checkpoint.model, stage, seed
+        self._device = torch.device(device)
+        self._scale = LossScale() if stage.precision == "fp16" else None
+        self._model.decoder.to(self._device)
+        if self._model.quantized:
+            self._model.vision_quantizer.to(self._device)
+        if stage.checkpointing:
+            recompute(self._model.decoder, True)
         self._packing = RowPacking(checkpoint, 0 if stage.data is None else stage.data.max_tokens)
+        self._adapters = None if stage.lora is None else Adapters(self._model.decoder, stage.lora, seed)
         self._optimizer = ScheduledAdamW(stage.optimizer, stage.steps, server_groups(checkpoint.model, stage))
 
     def run(
@@ -57,6 +77,7 @@ class ServerSide:
         crossed: NDArray[np.uint8] | NDArray[np.float16],
         levels: int,
         rows: Sequence[Row],
+        place: tuple[int, int] = (0, 0),
     ) -> MicroResult:
         """Forward and backward of one micro-batch; the weights' gradients add up over a step.
 
@@ -64,41 +85,70 @@ class ServerSide:
             crossed: what the client's ``forward`` returned.
             levels: L; 0 for features.
             rows: what is asked about them.
+            place: step and micro-batch; what is dropped out depends on the seed and these only.
 
         Raises:
             RequestRefused: rows that are too long.
         """
-        values, packed, hidden = self._read(crossed, levels, rows, answers=True)
-        row, place, target = packed.targets.T
-        scores = self._model.decoder.logits(hidden[row, place])
-        loss = functional.cross_entropy(scores, target, reduction="sum")
-        if loss.requires_grad:  # where nothing learns here, texts without a picture have nothing to teach
-            loss.backward()
-        if values.grad is None:
-            if len(values):
-                raise RuntimeError("no gradient reached what crossed the cut")
-            values.grad = torch.zeros_like(values)
-        right = turns_right(packed, scores, target)
-        return MicroResult(loss.item(), len(target), int(right.sum()), len(right), values.grad.numpy())
+        found: list[tuple[Packed, Tensor, Tensor]] = []
 
-    def _read(
-        self,
-        crossed: NDArray[np.uint8] | NDArray[np.float16],
-        levels: int,
-        rows: Sequence[Row],
-        *,
-        answers: bool,
-    ) -> tuple[Tensor, Packed, Tensor]:
-        """Values that crossed (a leaf), the packed rows, and the last hidden states [rows, n, width]."""
+        def compute(scale: float) -> tuple[Tensor, Tensor]:
+            values = self._values(crossed, levels).requires_grad_()
+            with seeded(self._device, self._seed, *place, _STREAM):
+                found[:] = [self._scores(values, levels, rows)]
+                _, scores, target = found[0]
+                loss = functional.cross_entropy(scores, target, reduction="sum")
+                if loss.requires_grad:  # where nothing learns here, texts alone have nothing to teach
+                    (loss if scale == 1 else loss * scale).backward()
+            if values.grad is None and not len(values):
+                values.grad = torch.zeros_like(values)
+            return loss, values
+
+        if self._scale is None:
+            loss, values = compute(1)
+            gradient = values.grad
+        else:
+            loss, gradient = self._scale.backward(self._optimizer.parameters, compute)
+        if gradient is None:
+            raise RuntimeError("no gradient reached what crossed the cut")
+        return _result(loss, *found[0], gradient.cpu().numpy())
+
+    def score(
+        self, crossed: NDArray[np.uint8] | NDArray[np.float16], levels: int, rows: Sequence[Row]
+    ) -> MicroResult:
+        """As ``run``, forward only: nothing learns, and ``gradient`` is empty."""
+        with held_still(self._model.decoder, self._model.vision_quantizer):
+            packed, scores, target = self._scores(self._values(crossed, levels), levels, rows)
+            loss = functional.cross_entropy(scores, target, reduction="sum")
+            return _result(loss, packed, scores, target, np.empty(0, np.float32))
+
+    def _values(self, crossed: NDArray[np.uint8] | NDArray[np.float16], levels: int) -> Tensor:
+        given = torch.from_numpy(crossed).to(self._device)
+        return self._model.vision_quantizer.values(given, levels) if levels else given.float()
+
+    def _scores(self, values: Tensor, levels: int, rows: Sequence[Row]) -> tuple[Packed, Tensor, Tensor]:
+        """The rows as packed, scores [answer tokens, vocabulary] and the ids that are due."""
+        packed, hidden = self._hidden(values, levels, rows, answers=True)
+        row, place, target = packed.targets.T
+        return packed, self._logits(hidden[row, place]), target
+
+    def _hidden(
+        self, values: Tensor, levels: int, rows: Sequence[Row], *, answers: bool
+    ) -> tuple[Packed, Tensor]:
+        """The rows as packed, with answers or up to them, and the last hidden states [rows, n, width]."""
         model = self._model
-        given = torch.from_numpy(crossed)
-        values = model.vision_quantizer.values(given, levels) if levels else given.float()
-        values.requires_grad_()
         features = model.vision_quantizer.restore(values) if levels else values
         packed, shown = self._packing.pack(rows, features.shape[1], answers=answers)
-        embeddings, _ = embed(packed, features[shown], model.decoder, None, None)
-        hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
-        return values, packed, hidden
+        packed = packed.to(self._device)
+        embeddings, _ = embed(packed, features[shown.to(self._device)], model.decoder, None, None)
+        with autocast(self._stage.precision, self._device):
+            hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
+        return packed, hidden
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        with autocast(self._stage.precision, self._device):
+            scores: Tensor = self._model.decoder.logits(hidden)
+        return scores.float()
 
     def squared_norm(self, answer_tokens: int) -> float:
         """Ends the sums over the step's micro-batches and returns their squared norm."""
@@ -112,10 +162,29 @@ class ServerSide:
         """Takes the optimizer step, clipped by the squared norm of both partitions' gradients."""
         self._optimizer.apply(step, squared_norm)
 
+    def finish(self) -> None:
+        """Ends the stage: what adapters learnt becomes the decoder's own."""
+        if self._stage.checkpointing:
+            recompute(self._model.decoder, False)
+        if self._adapters is not None:
+            self._adapters.merge()
+            self._adapters = None
+
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's."""
-        return self._optimizer.state()
+        """The optimizer's, the adapters and the loss's scale, where there are any."""
+        further = [part.state() for part in (self._adapters, self._scale) if part is not None]
+        return self._optimizer.state() | {name: value for part in further for name, value in part.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Takes up a saved state."""
         self._optimizer.load(state)
+        for part in (self._adapters, self._scale):
+            if part is not None:
+                part.load(state)
+
+
+def _result(
+    loss: Tensor, packed: Packed, scores: Tensor, target: Tensor, gradient: NDArray[np.float32]
+) -> MicroResult:
+    right = turns_right(packed, scores, target)
+    return MicroResult(loss.item(), len(target), int(right.sum()), len(right), gradient)

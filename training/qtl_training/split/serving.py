@@ -60,6 +60,8 @@ from qtl_training.split.stages import stages_of
 _log = logging.getLogger(__name__)
 
 Reply = tuple[Message, list[bytes]]
+SideOf = Callable[[Checkpoint, SplitStage, int, str], ServerSide]
+"""Makes a stage's server partition from the model, the settings, the seed and the device."""
 
 
 @dataclass
@@ -87,6 +89,7 @@ class Serving:
         clock: seconds that only grow, for the time between snapshots.
         log: told of every finished step.
         side: makes the server partition of a stage.
+        device: where to compute: "cpu" or "cuda".
 
     Attributes:
         crossing: how what crosses is coded.
@@ -106,11 +109,12 @@ class Serving:
         *,
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[dict[str, float]], None] | None = None,
-        side: Callable[[Checkpoint, SplitStage], ServerSide] | None = None,
+        device: str = "cpu",
+        side: SideOf | None = None,
     ) -> None:
         self.recipe, self.stages = recipe, stages_of(recipe)
         self._run = RunFolder(folder, recipe)
-        self._clock, self._log, self._new_side = clock, log, side or _side_of
+        self._clock, self._log, self._device, self._new_side = clock, log, device, side or _side_of
         snapshot = begun(self._run, recipe)
         self._checkpoint = snapshot.checkpoint
         self.crossing = crossing_of(recipe, snapshot.checkpoint)
@@ -163,7 +167,7 @@ class Serving:
         if self._point is None:
             raise RequestRefused("order", "send BEGIN first: the run stands at no step")
         if isinstance(message, Micro):
-            return self._micro(message, payloads)
+            return [self._score(message, payloads)] if message.score else self._micro(message, payloads)
         if isinstance(message, Judge):
             return self._judge(message, payloads)
         if isinstance(message, Norm):
@@ -199,7 +203,8 @@ class Serving:
         torch.manual_seed(stage_seed(self.recipe, stage))
         self._checkpoint.model.train()
         self._known = Known(self.crossing, settings.picture_cache)
-        self._side = self._new_side(self._checkpoint, settings)
+        seed = stage_seed(self.recipe, stage)
+        self._side = self._new_side(self._checkpoint, settings, seed, self._device)
         self._coder = GradientCoder(stage_seed(self.recipe, stage), settings.grad_bits)
         self._side.load({k.removeprefix("server."): v for k, v in state.items() if k.startswith("server.")})
         self._coder.load(dict(state))
@@ -245,7 +250,7 @@ class Serving:
     def _computed(self, micro: Micro, crossed: Crossed, rows: tuple[Row, ...]) -> Reply:
         if isinstance(self._side, PrivateServerSide):
             return self._outputs(self._side, micro, crossed, rows, self._settings(micro.step))
-        result = self._side.run(crossed, micro.levels, rows)
+        result = self._side.run(crossed, micro.levels, rows, (micro.step, micro.micro))
         if not math.isfinite(result.loss):
             raise self._diverged(micro.step, f"the loss is {result.loss}")
         reply = self._grads(micro, result)
@@ -306,6 +311,18 @@ class Serving:
             self._done += 1
         return replies
 
+    def _score(self, micro: Micro, payloads: Mapping[str, bytes]) -> Reply:
+        side: ServerSide | None = getattr(self, "_side", None)
+        if side is None or set(payloads) != {VALUES, TEXTS}:
+            raise RequestRefused("order", "held-out data has the frames v and t, and belongs to a stage")
+        if micro.levels == 1 or micro.levels > 256:
+            raise RequestRefused("order", f"{micro.levels} levels are not 0 or between 2 and 256")
+        rows = read_texts(payloads[TEXTS], max(stage.most_pictures for stage in self.stages))
+        pictures = 1 + max((place for row in rows for place in row.pictures), default=-1)
+        crossed = self.crossing.read(by_name(micro)[VALUES], payloads[VALUES], micro.levels, pictures)
+        result = side.score(crossed, micro.levels, rows)
+        return Grads(micro.id, (), result.loss, result.tokens, result.right, result.turns), []
+
     def _step(self, norm: Norm) -> Reply:
         settings = self._settings(norm.step)
         if self._done != settings.micro_batches:
@@ -319,18 +336,21 @@ class Serving:
             raise self._diverged(norm.step, f"the squared norm of all gradients is {squared}")
         self._side.apply(norm.step, squared)
         self._known.commit()
+        told = {"stage": self._now.stage, "step": norm.step, "norm": math.sqrt(squared)}
+        if not settings.private:
+            told["loss"] = self._sums.loss / self._sums.tokens
+            told["right"] = 100 * self._sums.right / self._sums.turns
         if self._log is not None:
-            told = {"stage": self._now.stage, "step": norm.step, "norm": math.sqrt(squared)}
-            if not settings.private:
-                told["loss"] = self._sums.loss / self._sums.tokens
-                told["right"] = 100 * self._sums.right / self._sums.turns
             self._log(told)
+        if norm.step % self.recipe.log_every == 0:
+            self._run.log(told)
         stage, step = self._now.stage, norm.step + 1
         last = step == (settings.stop or settings.steps)
         save = last or self._clock() - self._saved > self.recipe.checkpoint_every
         state: dict[str, Tensor] = {}
         if last:
             stage, step = stage + 1, 0
+            self._side.finish()
             self._checkpoint.model.eval()
         elif save:
             state = {f"server.{k}": v for k, v in self._side.state().items()} | self._coder.state()
@@ -411,5 +431,5 @@ class Serving:
         self._sums = _Sums()
 
 
-def _side_of(checkpoint: Checkpoint, stage: SplitStage) -> ServerSide:
-    return (PrivateServerSide if stage.private else ServerSide)(checkpoint, stage)
+def _side_of(checkpoint: Checkpoint, stage: SplitStage, seed: int, device: str) -> ServerSide:
+    return (PrivateServerSide if stage.private else ServerSide)(checkpoint, stage, seed, device)

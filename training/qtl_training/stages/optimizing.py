@@ -98,7 +98,8 @@ class ScheduledAdamW:
         """Takes up a saved state."""
         for name, parameter in self._named:
             found = {
-                key.rpartition("/")[2]: value.clone()
+                # Counts of steps stay on the CPU, where AdamW has them.
+                key.rpartition("/")[2]: value.to(parameter.device if value.ndim else "cpu", copy=True)
                 for key, value in named.items()
                 if key.rpartition("/")[0] == name
             }

@@ -9,6 +9,7 @@ from torch import nn
 from qtl_core.nn.model import SplitModel
 from qtl_core.split_stage import SplitStage
 from qtl_training.recipe import LanguageStage
+from qtl_training.split.adapters import is_adapter
 from qtl_training.stages.optimizing import Group
 
 _OF_CLIENT = ("in_proj", "k")
@@ -39,10 +40,15 @@ def client_groups(model: SplitModel, stage: SplitStage) -> list[Group]:
 
 
 def server_groups(model: SplitModel, stage: SplitStage) -> list[Group]:
-    """The server partition's: decoder, and the quantizer's ``out_proj``."""
+    """The server partition's: decoder or its adapters, and the quantizer's ``out_proj``."""
+    decoder = list(model.decoder.named_parameters(prefix="decoder"))
+    if stage.lora is not None:
+        for _, parameter in decoder:
+            parameter.requires_grad_(False)
+        decoder = [(name, parameter) for name, parameter in decoder if is_adapter(name)]
     return _groups(
         [
-            ("decoder", model.decoder.named_parameters(prefix="decoder")),
+            ("decoder", decoder),
             ("vision_quantizer", _quantizer(model, client=False)),
         ],
         stage,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +17,7 @@ from qtl_training.features import Features
 from qtl_training.split.client_side import ClientSide
 from qtl_training.split.data import stage_data
 from qtl_training.split.gradients import GradientCoder
+from qtl_training.split.held_out import HeldOut
 from qtl_training.split.outputs import crossed_outputs
 from qtl_training.split.private import HeldLabels, PrivateServerSide, check_answers
 from qtl_training.split.server_side import MicroResult, ServerSide
@@ -62,7 +64,7 @@ class SplitTraining:
         if held is not None:
             check_answers(stage, held.labels, self._data.samples)
         kind = ServerSide if held is None else PrivateServerSide
-        self._server: ServerSide = kind(checkpoint, stage)
+        self._server: ServerSide = kind(checkpoint, stage, seed)
         self._coder = GradientCoder(seed, stage.grad_bits)
 
     def run_step(self, step: int) -> dict[str, float]:
@@ -91,6 +93,8 @@ class SplitTraining:
         if self._held is not None:
             self._held.labels.apply(step, squared)
         self._server.apply(step, squared)
+        if step + 1 == self.steps:
+            self._server.finish()
         return {
             "loss": loss / tokens,
             "right": 100 * right / turns,
@@ -103,11 +107,20 @@ class SplitTraining:
     ) -> MicroResult:
         """Loss and gradient of a micro-batch, made where the labels are."""
         if self._held is None or not isinstance(self._server, PrivateServerSide):
-            return self._server.run(crossed, levels, rows)
+            return self._server.run(crossed, levels, rows, (step, number))
         outputs = self._server.forward(number, crossed, levels, questions_of(rows))
         judged = self._held.labels.judge(step, number, crossed_outputs(outputs, self._stage)[1], rows)
         gradient = self._server.backward(number, judged.gradient)
         return MicroResult(judged.loss, judged.turns, judged.right, judged.turns, gradient)
+
+    def evaluate(self, data: HeldOut, number: int) -> list[dict[str, Any]]:
+        """How well held-out questions are answered now, at each of the stage's level counts.
+
+        Args:
+            data: the questions.
+            number: of the stage.
+        """
+        return data.evaluate(number, self._model, self._client, self._server)
 
     def finish(self) -> None:
         """Puts the client's head, where it has one, into the model."""
