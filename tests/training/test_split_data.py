@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from edge_runtime.training.conversations import read_conversations
@@ -22,6 +23,7 @@ from qtl_core.nn.checkpoint import load_checkpoint
 from qtl_core.split_stage import ConversationData, Optimizer, SplitStage
 from qtl_core.wire import frame_codes
 from qtl_training.digits import questions as q
+from qtl_training.digits.cli import scenes as scenes_command
 from qtl_training.digits.conversations import FILE, PICTURES, write_parts
 from qtl_training.digits.scenes import render, sample
 from qtl_training.recipe import Recipe, override
@@ -76,6 +78,22 @@ def test_scenes_are_written_as_data(data: Path, tmp_path: Path) -> None:
     assert again.digest == found.digest
     with pytest.raises(InputError, match="is there already"):
         write_parts(tmp_path, SAMPLES, 2, progress=False)
+
+
+def test_the_command_that_writes_scenes(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        scenes_command, [str(tmp_path / "new"), "--count", "9", "--turns", "1", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.output)
+    assert said["samples"] == {"train": 9, "held-out": 1} and said["pictures"] == {"train": 9, "held-out": 1}
+    for part, samples in said["samples"].items():
+        folder = tmp_path / "new" / part
+        found = read_conversations(folder / FILE, folder / PICTURES)
+        assert (
+            len(found.samples) == samples
+            and len(list((folder / PICTURES).iterdir())) == said["pictures"][part]
+        )
 
 
 def shown(places: Sequence[tuple[int, int]], turns: int) -> list[int | None]:

@@ -23,6 +23,7 @@ from qtl_training.split.agreement import crossing_of, fingerprint, largest_paylo
 from qtl_training.split.client_side import ClientSide
 from qtl_training.split.data import StageData, record_of, stage_data
 from qtl_training.split.partition import client_tensors
+from qtl_training.split.picture_features import PictureFeatures
 from qtl_training.split.stages import stages_of
 
 
@@ -92,6 +93,8 @@ class TorchRun:
             record = record_of(self._folder.path, stage)
             data = stage_data(self._checkpoint, settings, seed, record=record, progress=self._progress)
             self._data = {stage: data}
+        if isinstance(features := self._data[stage].features, PictureFeatures):
+            features.vision = model.vision  # and let go of the one before this snapshot
         model.train()
         model.vision.tower.eval()
         side = ClientSide(model, settings)
