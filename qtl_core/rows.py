@@ -10,6 +10,8 @@ from qtl_core.split_stage import ConversationData, SplitStage
 
 _FEWEST = 2
 """Tokens of a turn: one of its answer, and the end."""
+_LONGEST = 64
+"""Characters of a token, on average over a conversation: what has more is not worth counting its tokens."""
 
 
 def pictures_of(rows: Sequence[Row], stage: SplitStage) -> int:
@@ -46,9 +48,16 @@ def _check(rows: Sequence[Row], data: ConversationData) -> None:
             "order",
             f"a conversation shows {pictures} pictures, and the recipe's max_pictures is {data.max_pictures}",
         )
-    turns = max(len(row.turns) for row in rows)
-    if _FEWEST * turns > data.max_tokens:
-        raise RequestRefused("too_large", too_long(f"a conversation of {turns} turns", data.max_tokens))
+    for number, row in enumerate(rows):
+        if beyond(row, data.max_tokens):
+            what = f"conversation {number} of the micro-batch, with {len(row.turns)} turns,"
+            raise RequestRefused("too_large", too_long(what, data.max_tokens))
+
+
+def beyond(row: Row, max_tokens: int) -> bool:
+    """Whether a conversation has more than ``max_tokens`` tokens by any tokenizer: told at a glance."""
+    characters = sum(len(text) for turn in row.turns for text in turn)
+    return _FEWEST * len(row.turns) > max_tokens or characters > _LONGEST * max_tokens
 
 
 def too_long(what: str, limit: int) -> str:

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from edge_runtime.training.conversations import read_conversations
@@ -22,6 +23,7 @@ from qtl_core.nn.checkpoint import load_checkpoint
 from qtl_core.split_stage import ConversationData, Optimizer, SplitStage
 from qtl_core.wire import frame_codes
 from qtl_training.digits import questions as q
+from qtl_training.digits.cli import scenes as scenes_command
 from qtl_training.digits.conversations import FILE, PICTURES, write_parts
 from qtl_training.digits.scenes import render, sample
 from qtl_training.recipe import Recipe, override
@@ -78,6 +80,22 @@ def test_scenes_are_written_as_data(data: Path, tmp_path: Path) -> None:
         write_parts(tmp_path, SAMPLES, 2, progress=False)
 
 
+def test_the_command_that_writes_scenes(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        scenes_command, [str(tmp_path / "new"), "--count", "9", "--turns", "1", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.output)
+    assert said["samples"] == {"train": 9, "held-out": 1} and said["pictures"] == {"train": 9, "held-out": 1}
+    for part, samples in said["samples"].items():
+        folder = tmp_path / "new" / part
+        found = read_conversations(folder / FILE, folder / PICTURES)
+        assert (
+            len(found.samples) == samples
+            and len(list((folder / PICTURES).iterdir())) == said["pictures"][part]
+        )
+
+
 def shown(places: Sequence[tuple[int, int]], turns: int) -> list[int | None]:
     """Which picture was shown last when each turn asks."""
     return [sum(turn <= number for turn, _ in places) - 1 if places else None for number in range(turns)]
@@ -114,7 +132,7 @@ def test_what_is_kept_in_memory_changes_nothing(data: Path, tiny_folder: Path) -
         checkpoint = load_checkpoint(tiny_folder)
         training = SplitTraining(checkpoint, stage_on(data, cache_mib=cache_mib), 5, progress=False)
         checkpoint.model.train()
-        metrics = [training.run_step(step) for step in range(6)]
+        metrics = [training.run_step(step) for step in range(4)]
         assert all(np.isfinite(one["loss"]) for one in metrics)
         trained.append((metrics, checkpoint.model.state_dict()))
     assert trained[0][0] == trained[1][0]
@@ -175,7 +193,9 @@ def test_a_broken_picture_is_named_or_left_out(
 
 def test_a_long_sample_is_refused_before_it_is_sent(data: Path, tiny_folder: Path) -> None:
     checkpoint = load_checkpoint(tiny_folder)
-    with pytest.raises(SampleError, match=r"sample 1 .*tokens make a row that is longer .*max_tokens, 90"):
+    with pytest.raises(
+        SampleError, match=r"sample 1 .*it has [0-9]+ tokens, which is longer .*max_tokens, 90"
+    ):
         stage_data(checkpoint, stage_on(data, max_tokens=90), 1, progress=False)
     found = stage_data(
         checkpoint, stage_on(data, max_tokens=90, on_bad_sample="skip"), 1, progress=False, say=lambda _: None
@@ -220,8 +240,9 @@ HOSTILE: dict[str, tuple[list[Row], str, str]] = {
         [Row((0, 1), (("what?", "this"),), True, ((0, 3), (0, 1))), TEXT], "malformed", "at places"
     ),
     "no-answer": ([Row((0,), (("what?", ""),), True, ((0, 0),)), TEXT], "malformed", "an answer in every"),
-    "long": ([Row((), (("what?" * 99, "this"),), True), GOOD], "too_large", "raise max_tokens"),
-    "turns": ([Row((), (("a", "b"),) * 129, True), GOOD], "too_large", "of 129 turns is longer"),
+    "long": ([Row((), (("what?" * 99, "this"),), True), GOOD], "too_large", "tokens, which is longer"),
+    "letters": ([Row((), (("x" * (64 * 256), "this"),), True), GOOD], "too_large", "with 1 turns, is longer"),
+    "turns": ([Row((), (("a", "b"),) * 129, True), GOOD], "too_large", "with 129 turns, is longer"),
     "codes-missing": ([GOOD, Row((1,), GOOD.turns, True, ((0, 0),))], "codes", ""),
 }  # fmt: skip
 

@@ -162,6 +162,10 @@ def test_what_is_owed_survives_a_restart() -> None:
         ("levels = [300]", "levels 300 is not 0"),
         ("micro_batches = 0", "must each be at least 1"),
         ("pictures = 40", "a step takes 80 pictures, and there are 64 scenes"),
+        ("[stages.data]\nrows = 0", "data needs rows of at least 1"),
+        ("[stages.data]\nmax_tokens = 2", "max_tokens of at least 3"),
+        ("[stages.data]\nrows = 256\nmax_pictures = 257", "more than the 65536 that a micro-batch may have"),
+        ("[stages.data]\nimages = 'x'", "unknown field `images`"),
         ('train = ["tower"]', "cannot train tower; there are connector, decoder, vision_quantizer"),
     ],
 )

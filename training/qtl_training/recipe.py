@@ -199,9 +199,8 @@ def _check(recipe: Recipe, file: Path) -> None:
             f"recipe {file}: evaluate_every is {recipe.evaluate_every} and evaluate_pictures "
             f"{recipe.evaluate_pictures}; they must be at least 0 and 1"
         )
-    if recipe.evaluate_every and any(
-        isinstance(stage, SplitStage) and stage.private for stage in recipe.stages
-    ):
+    private = any(isinstance(stage, SplitStage) and stage.private for stage in recipe.stages)
+    if recipe.evaluate_every and private:
         raise RecipeError(
             f"recipe {file}: evaluate_every sends the answers of held-out questions to the server, and labels "
             "are private; remove one of the two"

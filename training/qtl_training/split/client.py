@@ -26,6 +26,7 @@ from qtl_training.split.client_side import ClientSide
 from qtl_training.split.data import StageData, record_of, stage_data
 from qtl_training.split.held_out import ClientEvaluation, HeldOut
 from qtl_training.split.partition import client_tensors
+from qtl_training.split.picture_features import PictureFeatures
 from qtl_training.split.private import HEAD, HeldLabels, check_answers, head_of, scored_tokens
 from qtl_training.split.stages import stages_of
 
@@ -108,6 +109,8 @@ class TorchRun:
             held = HeldLabels(self._checkpoint, self.stages, stage, seed, self._head_seed)
             check_answers(settings, held.labels, self._data[stage].samples)
             held.load(self._state)
+        if isinstance(features := self._data[stage].features, PictureFeatures):
+            features.vision = model.vision  # and let go of the one before this snapshot
         model.train()
         model.vision.tower.eval()
         side = ClientSide(model, settings)

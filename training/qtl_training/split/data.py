@@ -17,7 +17,7 @@ from edge_runtime.training.conversations import Bad, Conversation, Conversations
 from edge_runtime.training.sampling import ConversationSamples
 from qtl_core.errors import RecipeError, SampleError, StorageError
 from qtl_core.nn.checkpoint import Checkpoint
-from qtl_core.rows import too_long
+from qtl_core.rows import beyond, too_long
 from qtl_core.split_stage import ConversationData, SplitStage
 from qtl_training.features import Features, tower_features
 from qtl_training.row_packing import RowPacking
@@ -126,9 +126,12 @@ def _conversations(
     packing, picture = RowPacking(checkpoint), _picture_tokens(checkpoint)
 
     def short(one: Conversation) -> None:
-        tokens = packing.tokens(one.row(dict.fromkeys(one.pictures, 0)), picture)
+        row = one.row(dict.fromkeys(one.pictures, 0))
+        if beyond(row, data.max_tokens):
+            raise SampleError(too_long("it", data.max_tokens))
+        tokens = packing.tokens(row, picture)
         if tokens > data.max_tokens:
-            raise SampleError(too_long(f"its {tokens} tokens make a row that", data.max_tokens))
+            raise SampleError(too_long(f"it has {tokens} tokens, which", data.max_tokens))
 
     features = PictureFeatures(checkpoint.model.vision, checkpoint.picture, cache_bytes=data.cache_mib << 20)
 
