@@ -202,7 +202,7 @@ def _check(recipe: Recipe, file: Path) -> None:
     private = any(isinstance(stage, SplitStage) and stage.private for stage in recipe.stages)
     if recipe.evaluate_every and private:
         raise RecipeError(
-            f"recipe {file}: evaluate_every sends the answers of held-out questions to the server, and labels "
+            f"recipe {file}: evaluate_every sends answers of held-out questions to the server, and labels "
             "are private; remove one of the two"
         )
     for number, stage in enumerate(recipe.stages, 1):
