@@ -40,6 +40,9 @@ class Session:
         hello: how we introduce ourselves; ``resume`` is filled in.
         timeout: seconds to wait for a connection and for WELCOME.
         clock: seconds, monotonic.
+
+    Attributes:
+        limits: of payloads that may come at any time, as replies to earlier requests; None: none do.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Session:
         self.clock = clock
         self.welcome: m.Welcome | None = None
         self.handshakes = Traffic()
+        self.limits: m.Limits | None = None
 
     @property
     def endpoint(self) -> str:
@@ -121,7 +125,7 @@ class Session:
             HandshakeRefused: and it will not come back.
             MalformedMessage: bytes that are no message.
         """
-        heard = self.hear(deadline)
+        heard = self.hear(deadline, self.limits)
         return None if heard is None else heard[0]
 
     def hear(

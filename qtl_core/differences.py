@@ -139,8 +139,7 @@ def frequencies(levels: int, share: int) -> npt.NDArray[np.uint32]:
     found = 1 + weights * (changed - (levels - 1)) // weights.sum(axis=1, keepdims=True)
     found[apart == 0] = 0
     found[apart == 0] = TOTAL - found.sum(axis=1)
-    whole: npt.NDArray[np.uint32] = found.astype(np.uint32)
-    return whole
+    return np.asarray(found, np.uint32)
 
 
 @cache

@@ -37,6 +37,7 @@ class Requests:
         self._session, self._limits, self._comeback = session, limits, comeback
         # Another process of this client must not be taken for this one: replies are kept by id.
         self._id = 1 + (secrets.randbelow(2**40) << 12)
+        session.limits = limits
         self._ping = 0
         self._open: dict[int, list[bytes]] = {}
         self._replies: dict[int, tuple[Message, dict[str, bytes]]] = {}

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from edge_runtime.training.client import Link, TrainingClient
 from qtl_core import codes, shipped
 from qtl_core.errors import InputError, RecipeError, RequestRefused, StorageError
 from qtl_core.messages import (
@@ -30,6 +31,7 @@ from qtl_core.nn.checkpoint import load_checkpoint
 from qtl_core.snapshots import Snapshots, held
 from qtl_core.wire import frame_codes
 from qtl_training.recipe import Recipe, override, read_recipe
+from qtl_training.split.client import TorchRun
 from qtl_training.split.parts import differing, parts
 from qtl_training.split.serving import Serving
 from tests.export.test_disk_full import Disk
@@ -109,7 +111,12 @@ def test_nothing_learns_from_a_hostile_message(
 ) -> None:
     serving: list[Serving] = []
     told: list[str] = []
-    monkeypatch.setattr(together, "Serving", lambda *args: serving.append(Serving(*args)) or serving[-1])
+
+    def kept(recipe: Recipe, folder: Path) -> Serving:
+        serving.append(Serving(recipe, folder))
+        return serving[-1]
+
+    monkeypatch.setattr(together, "Serving", kept)
 
     def before(message: Message, payloads: Mapping[str, bytes]) -> None:
         if not isinstance(message, Micro):
@@ -135,9 +142,9 @@ def test_a_micro_batch_comes_once(recipe: Recipe, tmp_path: Path) -> None:
             assert isinstance(reply, Error) and reply.code == "duplicate"
 
     direct = together.Direct(serving, before)
-    run = together.TorchRun(recipe, tmp_path / "client", progress=False)
-    link = together.Link(server="tcp://127.0.0.1:1")
-    together.TrainingClient(run, link, watch=together.Quiet(), transport=lambda largest: direct).train()
+    run = TorchRun(recipe, tmp_path / "client", progress=False)
+    link = Link(server="tcp://127.0.0.1:1")
+    TrainingClient(run, link, watch=together.Quiet(), transport=lambda largest: direct).train()
     assert serving.finished
 
 
@@ -292,8 +299,8 @@ def test_a_begin_that_comes_again_much_later_changes_nothing(
             echoes.extend(serving.hear(begun[0], {}))
 
     direct = together.Direct(serving, before)
-    run = together.TorchRun(recipe, tmp_path / "client", progress=False)
-    link = together.Link(server="tcp://127.0.0.1:1")
-    together.TrainingClient(run, link, watch=together.Quiet(), transport=lambda largest: direct).train()
+    run = TorchRun(recipe, tmp_path / "client", progress=False)
+    link = Link(server="tcp://127.0.0.1:1")
+    TrainingClient(run, link, watch=together.Quiet(), transport=lambda largest: direct).train()
     assert weights(tmp_path / "serve" / "checkpoint") == undisturbed
     assert 0 < len(echoes) < 15  # answered from what was kept, and then not at all
