@@ -23,11 +23,13 @@ from qtl_training.digits.questions import TYPES
 from qtl_training.features import tower_features
 from qtl_training.packing import Turn, Vocabulary, embed, pack
 from qtl_training.recipe import read_recipe
+from qtl_training.run_folder import write
 from qtl_training.split.client_side import ClientSide
-from qtl_training.split.private import HeldLabels, PrivateServerSide, head_of, scored_tokens
+from qtl_training.split.private import HeldLabels, PrivateServerSide, head_of, put_head, scored_tokens, untie
 from qtl_training.split.samples import DigitSamples
 from qtl_training.split.serving import Serving
 from qtl_training.stages.split import SplitTraining
+from tests.nn.test_server_partition import AT_4_LEVELS, half
 from tests.training.test_split_run import RECIPE, running, train_in_a_process, weights
 
 SHORT = tuple(kind for kind in TYPES if kind != "locate")
@@ -209,6 +211,21 @@ def test_a_head_that_stays_home_after_kills(tmp_path: Path, source_env: dict[str
     assert server.model.decoder.language_model.config.tie_word_embeddings is False
 
 
+def test_the_head_goes_to_the_exported_server_half(tmp_path: Path, tiny_folder: Path) -> None:
+    checkpoint = load_checkpoint(tiny_folder)
+    tokens = [3, 5, 8]
+    untie(checkpoint)
+    trained = np.random.default_rng(2).standard_normal((3, 16)).astype(np.float32)
+    put_head(checkpoint, tokens, trained)
+    write(tmp_path / "checkpoint", checkpoint)
+    part = half(tmp_path / "server", load_checkpoint(tmp_path / "checkpoint"), AT_4_LEVELS)
+    hidden = torch.randn(2, 16)
+    scores = part.decoder.logits(hidden)[:, tokens]
+    torch.testing.assert_close(scores, hidden @ torch.from_numpy(trained).T)
+    embedded = part.decoder.embed(torch.tensor(tokens))
+    torch.testing.assert_close(embedded, checkpoint.model.decoder.embed(torch.tensor(tokens)))
+
+
 def test_what_the_server_hears(tmp_path: Path) -> None:
     recipe = read_recipe(private(tmp_path))
     serving = Serving(recipe, tmp_path / "run")
@@ -251,6 +268,15 @@ def test_what_the_server_hears(tmp_path: Path) -> None:
     assert judge(14, 2, good) == [third]  # sent again: told again, and not taken twice
     ((total, _),) = serving.hear(Norm(15, 0, 1.0), {})
     assert isinstance(total, Total)
+    # Numbers that only overflow on their way back: nothing is learnt from them, and BEGIN goes on.
+    for number in range(3):
+        texts, text_data = texts_up(questions_of(rows))
+        serving.hear(Micro(20 + number, (values, texts), 1, number, 4), {VALUES: data, TEXTS: text_data})
+    huge = np.full((8, len(ANSWERS)), 3e38, "<f4").tobytes()
+    ((told, _),) = serving.hear(Judge(30, (frame_codes(GRADIENT, huge),), 1, 0), {GRADIENT: huge})
+    assert isinstance(told, Error) and told.code == "diverged" and "nothing was learnt" in told.message
+    ((start, _),) = serving.hear(Begin(31, (Point(0, 1),)), {})
+    assert isinstance(start, Start) and start.point == Point(0, 1)
 
 
 def test_answers_do_not_cross() -> None:

@@ -302,6 +302,8 @@ class Serving:
                     raise MalformedMessage(f"JUDGE has the frame g, this one {sorted(data)}")
                 shape = side.shape(waiting.micro)
                 gradient = side.backward(waiting.micro, decode(data[GRADIENT], settings.grad_bits, shape))
+                if not np.isfinite(gradient).all():
+                    raise self._diverged(waiting.step, "its gradients leave what numbers can hold")
                 # Loss and right answers are the client's to know.
                 result = MicroResult(0.0, shape[0], 0, shape[0], gradient)
                 replies.append(self._keep(waiting.id, self._grads(waiting, result)))
