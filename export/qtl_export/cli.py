@@ -41,6 +41,7 @@ Examples:
   qtl-export --bits 2 --variant int8-arm64 --variant fp16
                                            graphs for a Raspberry Pi and for a Jetson's GPU beside fp32
   qtl-export --bits 16 -o baseline         unquantized features, the yardstick
+  qtl-export --trainable RECIPE.toml       with the training step, for `edge_runtime train`
   qtl-export inspect CHECKPOINT            what it is, and what its client half would cost
   qtl-export --bits 16 org/name@main       a checkpoint of the hub; it stays in the hub's cache
   qtl-export --bits 2 --validate 3500      compare a million codes of the shipped model
@@ -175,6 +176,14 @@ def cli() -> None:
     "fp32 and refused beyond its bounds (docs/devices.md).",
 )
 @click.option(
+    "--trainable",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="RECIPE",
+    help='Add the client\'s training step of this recipe (of stages kind = "split") as graphs, so that a '
+    "device without PyTorch can train with `qtl-train serve RECIPE`. CHECKPOINT and --levels are then by "
+    "default the recipe's.",
+)
+@click.option(
     "--force",
     is_flag=True,
     help="Put the bundle in place although validation of it, or of a variant, failed.",
@@ -194,16 +203,22 @@ def export(
     validate: int | None,
     validate_answers: bool | None,
     variant: tuple[str, ...],
+    trainable: Path | None,
     force: bool,
     as_json: bool,
 ) -> int:
     """Export CHECKPOINT to a bundle (what qtl-export does when no command is named)."""
-    if (bits is not None and levels is not None) or not (bits or levels or quantizer):
+    if (bits is not None and levels is not None) or not (bits or levels or quantizer or trainable):
         raise click.UsageError("give either --bits (1 to 8, 16 or auto) or --levels (2 to 256)")
     if bits == str(UNQUANTIZED_BITS) and quantizer:
         raise click.UsageError("--bits 16 is the unquantized model; it goes with no --quantizer")
     if calibrate is not None and (bits == str(UNQUANTIZED_BITS) or quantizer):
         raise click.UsageError("--calibrate fits a quantizer; it goes with neither --bits 16 nor --quantizer")
+    if trainable is not None and (calibrate is not None or quantizer or bits == _AUTO):
+        raise click.UsageError(
+            "a recipe says which quantizer is trained, and at which levels; --trainable goes with none of "
+            "--calibrate, --quantizer and --bits auto"
+        )
     if calibrate is None and code_dim is not None:
         raise click.UsageError("--code-dim goes with --calibrate; a quantizer that is there has its own")
     if questions is not None and (bits == str(UNQUANTIZED_BITS) or validate == 0):
@@ -211,6 +226,10 @@ def export(
             "--questions compares codes with 16-bit features; it goes with neither --bits 16 nor --validate 0"
         )
     defaults = []
+    recipe = None if trainable is None else _recipe(trainable)
+    if recipe is not None:
+        checkpoint = recipe.checkpoint if checkpoint is None else checkpoint
+        levels = recipe.levels if bits is None and levels is None else levels
     if checkpoint is None:
         checkpoint = shipped.digits()
         defaults.append(f"the shipped checkpoint {checkpoint}")
@@ -234,6 +253,7 @@ def export(
         validate_answers=validate_answers,
         force=force,
         variants=variant_names(variant),
+        recipe=recipe,
     )
     return _export(config, as_json)
 
@@ -283,6 +303,12 @@ def _export(config: ExportConfig, as_json: bool) -> int:
         click.echo("warning: validation failed, and the bundle was put in place by --force", err=True)
     click.echo(exported.as_json() if as_json else exported.as_text())
     return 0
+
+
+def _recipe(file: Path) -> Any:
+    with Progress().stage("starting PyTorch"):
+        reading = _needing_extra("qtl_export.trainable.recipe")
+    return reading.read_split_recipe(file)
 
 
 def _needing_extra(module: str) -> Any:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from qtl_core.bundle import UNQUANTIZED_BITS
 from qtl_core.codes import bits_of
 from qtl_core.errors import InputError
 from qtl_core.shipped import BUNDLE
 from qtl_export.variants import checked
+
+if TYPE_CHECKING:
+    from qtl_export.trainable.recipe import SplitRecipe
 
 QUANTIZED_BITS: Final = tuple(range(1, 9))
 BITS: Final = (*QUANTIZED_BITS, UNQUANTIZED_BITS)
@@ -41,6 +44,7 @@ class ExportConfig:
             where that takes no more memory than the rest of the export.
         force: put the bundle in place although validation found it over the bounds.
         variants: further graphs for particular devices, by name (``qtl_export.variants``).
+        recipe: what the client half can be trained with, by devices without PyTorch; None for nothing.
 
     Raises:
         InputError: a number out of range.
@@ -61,6 +65,7 @@ class ExportConfig:
     validate_answers: bool | None = None
     force: bool = False
     variants: tuple[str, ...] = ()
+    recipe: SplitRecipe | None = None
 
     def __post_init__(self) -> None:
         if self.levels:
@@ -69,6 +74,8 @@ class ExportConfig:
             raise InputError(f"levels cannot be {self.levels} and chosen automatically; give one of the two")
         if self.calibrate is not None and (self.levels == 0 or self.quantizer):
             raise InputError("a quantizer is fitted in place of every other; give levels, and name no other")
+        if self.recipe is not None and (self.calibrate is not None or self.quantizer):
+            raise InputError("a recipe says which quantizer is trained; fit none, and name no other")
         if self.calibrate is None and self.code_dim is not None:
             raise InputError(
                 "the number of codes a token is free only where a quantizer is fitted to pictures"

@@ -23,6 +23,7 @@ from qtl_core.nn.client_partition import ClientPartition
 from qtl_core.nn.families.fitted import check_client
 from qtl_core.nn.server_partition import WEIGHTS_FILE, ServerPartition, write_server_half
 from qtl_core.nn.stored import drop_weights, load_weights
+from qtl_core.trainable import FOLDER
 from qtl_export import held_out
 from qtl_export.answers import Answers, Language, compare_answers, reason_not_to_ask
 from qtl_export.auto_levels import choose_levels
@@ -38,6 +39,7 @@ from qtl_export.post_training import PostTraining
 from qtl_export.progress import Progress
 from qtl_export.questions import Questions
 from qtl_export.report import Exported
+from qtl_export.trainable.writing import trained_from, write_trainable
 from qtl_export.validation import Compared, compare
 from qtl_export.variants.judging import Yardstick
 from qtl_export.variants.making import CALIBRATION, Made
@@ -60,7 +62,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         progress: where to show how far it is.
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged, or cannot be exported.
+        CheckpointError: the checkpoint is missing, damaged, or cannot be exported; or trained, where a recipe
+            asks for that.
         BundleError: something else lies where the bundle should go, or validation found it over its bounds
             (nothing is put in place then, unless ``force``).
         PictureError: the pictures to validate or calibrate on, or that questions are about.
@@ -75,6 +78,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         checkpoint = load_checkpoint(config.checkpoint, quantizer=config.quantizer, weights=False)
         load_client(checkpoint)
         check_client(checkpoint)
+        if config.recipe is not None:
+            checkpoint = trained_from(checkpoint, config.recipe)
         if config.text == "codes":  # the device embeds the question
             load_weights(checkpoint.model.decoder.language_model.get_input_embeddings())
     post = fitted = None
@@ -105,6 +110,11 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
             export_graph(checkpoint, levels, work / "client")
             if config.text == "codes":
                 write_language(work / "client", checkpoint, agreement.text.levels)
+        training = None
+        if config.recipe is not None:
+            training = write_trainable(
+                work / "client", checkpoint, config.recipe, config.checkpoint, progress
+            )
         expected = None
         if validate_on is not None:
             part = _in_pytorch(checkpoint, agreement)
@@ -142,6 +152,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
             write_card(work, half, agreement, fingerprint, validation, made.entries)
             agreement.write_manifest(work, half, fingerprint, validation, made.entries)
         sizes: dict[str, int] = {half: _bytes(work / half) for half in HALVES}
+        if training is not None:
+            sizes["training"] = _bytes(work / "client" / FOLDER)
         sizes["graph"] = sum(path.stat().st_size for path in (work / "client").glob(f"{GRAPH}*"))
         put(work, target)
     return Exported(
@@ -156,6 +168,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         fitted,
         made.entries,
         agreement.picture.most_tiles,
+        training,
     )
 
 

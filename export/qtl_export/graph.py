@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -79,16 +79,38 @@ def trace(module: nn.Module, sample: torch.Tensor, input_name: str, output_name:
     Raises:
         CheckpointError: PyTorch cannot export it.
     """
+    return trace_all(module, (sample,), [input_name], [output_name], ({0: torch.export.Dim("batch")},))
+
+
+def trace_all(
+    module: nn.Module,
+    samples: tuple[Any, ...],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    free: Any,
+) -> ir.Model:
+    """A module as an ONNX model.
+
+    Args:
+        module: of a fixed number of arguments, each a tensor or a list of them.
+        samples: its arguments, no tensor of which shares memory with another.
+        input_names: of all tensors given, in their order.
+        output_names: likewise.
+        free: which axes are free, shaped like ``samples``; as ``torch.export``'s ``dynamic_shapes``.
+
+    Raises:
+        CheckpointError: PyTorch cannot export it.
+    """
     try:
         with _quiet(), torch.inference_mode():
             program = torch.onnx.export(
                 module,
-                (sample,),
+                samples,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[input_name],
-                output_names=[output_name],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=list(input_names),
+                output_names=list(output_names),
+                dynamic_shapes=free,
                 verbose=False,
             )
     except OnnxExporterError as error:
@@ -111,14 +133,14 @@ def trace(module: nn.Module, sample: torch.Tensor, input_name: str, output_name:
     return model
 
 
-def save(model: ir.Model, folder: Path, *, largest: int = _LARGEST_IN_ONE_FILE) -> Path:
+def save(model: ir.Model, folder: Path, *, name: str = GRAPH, largest: int = _LARGEST_IN_ONE_FILE) -> Path:
     """Writes a model, its weights in a file of their own only if they are too large for one."""
-    path = folder / GRAPH
+    path, apart = folder / name, f"{name}.data"
     values = model.graph.initializers.values()
     weights = sum(value.const_value.nbytes for value in values if value.const_value is not None)
     if weights > largest:
-        with writing(folder / WEIGHTS):
-            ir.save(model, path, external_data=WEIGHTS)
+        with writing(folder / apart):
+            ir.save(model, path, external_data=apart)
     else:
         path.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
     return path

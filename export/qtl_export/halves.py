@@ -22,6 +22,7 @@ from qtl_core.entropy import Tables
 from qtl_core.entropy_file import NAME as TABLES
 from qtl_core.entropy_file import write_tables
 from qtl_core.nn.checkpoint import Checkpoint
+from qtl_core.trainable import FOLDER
 from qtl_export.cost import client_cost
 from qtl_export.graph import GRAPH, IR_VERSION, OPSET, example
 
@@ -31,6 +32,8 @@ _MADE_WITH: Final = ("torch", "transformers", "onnxscript", "onnxruntime", "nump
 _LOADED: Final = (".onnx", ".data", ".safetensors", ".npz")
 # Not in the fingerprint: examples, and tables that can be measured anew; the handshake compares their digest.
 _APART: Final = (GOLDEN, TABLES)
+# Nor what a client half can be trained with: it answers as one without.
+_TRAINING: Final = f"{FOLDER}/"
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ def _loaded_sha(entries: Mapping[str, FileEntry]) -> str:
     shas = [
         f"{name} {entry.sha256}"
         for name, entry in entries.items()
-        if name.endswith(_LOADED) and name not in _APART
+        if name.endswith(_LOADED) and name not in _APART and not name.startswith(_TRAINING)
     ]
     if len(shas) == 1:
         return shas[0].split()[1]

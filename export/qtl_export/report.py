@@ -12,6 +12,7 @@ import msgspec
 
 from qtl_core.bundle import Cut, VariantEntry
 from qtl_core.nn.post_training import Fitted
+from qtl_core.trainable import Training
 from qtl_export.auto_levels import AutoLevels
 from qtl_export.variants.table import variant_lines
 
@@ -32,6 +33,7 @@ class Exported:
         fitted: what the quantizer came to that was fitted to pictures.
         variants: further graphs for particular devices, as the manifest has them.
         tiles: tiles a picture has at most; the cut is of one.
+        training: what the client half can be trained with.
     """
 
     bundle: Path
@@ -45,6 +47,7 @@ class Exported:
     fitted: Fitted | None = None
     variants: Mapping[str, VariantEntry] = field(default_factory=dict)
     tiles: int = 1
+    training: Training | None = None
 
     def as_json(self) -> str:
         """One line of JSON."""
@@ -66,8 +69,17 @@ class Exported:
                 "auto": None if self.auto is None else self.auto.as_json(),
                 "fitted": None if self.fitted is None else self.fitted.as_json(),
                 "variants": msgspec.to_builtins(self.variants),
+                "training": None if self.training is None else self._training(self.training),
             }
         )
+
+    def _training(self, training: Training) -> dict[str, Any]:
+        return {
+            "recipe": training.name,
+            "fingerprint": training.fingerprint,
+            "steps": [stage.stop or stage.steps for stage in training.stages],
+            "bytes": self.sizes["training"],
+        }
 
     def as_text(self) -> str:
         """A few lines for a terminal."""
@@ -87,6 +99,13 @@ class Exported:
             lines.append(f"  entropy coder: {entropy['classes']} classes, tables from {entropy['tables']}")
         if self.fitted is not None:
             lines.append(f"  {self.fitted.as_text()}")
+        if self.training is not None:
+            told = self._training(self.training)
+            lines.append(
+                f"  can be trained: recipe {told['recipe']}, {sum(told['steps']):,} steps, training "
+                f"fingerprint {told['fingerprint']}; the training step takes {told['bytes']:,} bytes of the "
+                "client half"
+            )
         if self.auto is not None:
             lines.insert(0, self.auto.as_text())
         if not self.validation["pictures"]:

@@ -21,10 +21,10 @@ Centre = Literal["mean", "median", "rare"]
 Rotation = Callable[[Tensor], Tensor]
 SCALINGS: tuple[str, ...] = get_args(Scaling)
 COMMITMENT_WEIGHT = 0.25
-_COSINE_FLOOR = 1e-3  # the authors' guard on the product of norms
-_RANGE_FLOOR = 1e-4  # the authors' guard on the range of the min-max
-_SIGMA_FLOOR = 1e-3  # under the running sigma of scaling = "frozen"
-_MOMENTUM = 0.02
+COSINE_FLOOR = 1e-3  # the authors' guard on the product of norms
+RANGE_FLOOR = 1e-4  # the authors' guard on the range of the min-max
+SIGMA_FLOOR = 1e-3  # under the running sigma of scaling = "frozen"
+MOMENTUM = 0.02
 _RARE = 2.0  # deviations above the median where the rare begins
 
 
@@ -136,11 +136,11 @@ class Quantizer(nn.Module):
         """Linear scaling of ``z`` [..., tokens, code_dim] to [-1, 1]."""
         k = self.k_for(self.levels if levels is None else levels)
         if self.scaling == "frozen":
-            return torch.clamp((z - self.mean) / (k * self.std.clamp_min(_SIGMA_FLOOR)), -1, 1)
+            return torch.clamp((z - self.mean) / (k * self.std.clamp_min(SIGMA_FLOOR)), -1, 1)
         mean = z.mean((-2, -1), keepdim=True)
         sigma = z.std((-2, -1), keepdim=True)
         low, high = mean - k * sigma, mean + k * sigma
-        scaled = 2 * ((z - low + _RANGE_FLOOR) / (high - low + _RANGE_FLOOR)) - 1
+        scaled = 2 * ((z - low + RANGE_FLOOR) / (high - low + RANGE_FLOOR)) - 1
         return torch.clamp(scaled, -1, 1)
 
     def to_codes(self, s: Tensor, levels: int | None = None) -> Tensor:
@@ -203,7 +203,7 @@ class Quantizer(nn.Module):
             scaling=self.scaling,
             k=k.item() if k.size == 1 else k,
             mean=self.mean.cpu().numpy() if self.scaling == "frozen" else None,
-            std=self.std.clamp_min(_SIGMA_FLOOR).cpu().numpy() if self.scaling == "frozen" else None,
+            std=self.std.clamp_min(SIGMA_FLOOR).cpu().numpy() if self.scaling == "frozen" else None,
             merge=self.merge,
         )
 
@@ -240,7 +240,7 @@ class Quantizer(nn.Module):
         z = (flat - centre) @ weight.T
         self.in_proj.weight.copy_(weight)
         self.in_proj.bias.copy_(-(weight @ centre))
-        self.mean.copy_(self._middle(z))
+        self.mean.copy_(self.middle(z))
         self.std.copy_(z.std(0))
         if rotate is None:
             back = torch.linalg.lstsq(z, flat - centre, driver="gelsd").solution
@@ -256,10 +256,12 @@ class Quantizer(nn.Module):
         self.out_proj.weight.copy_(back[:-1].T)
         self.out_proj.bias.copy_(back[-1])
 
-    def _middle(self, z: Tensor) -> Tensor:
+    def middle(self, z: Tensor) -> Tensor:
+        """What ``centre`` takes for each channel's middle, [code_dim], of z [n, code_dim]."""
         if self.centre == "mean":
             return z.mean(0)
-        median, deviation = z.median(0).values, z.std(0)
+        # The lower median, by sorting: an exported graph has no other way to it.
+        median, deviation = z.sort(0).values[(z.shape[0] - 1) // 2], z.std(0)
         if self.centre == "median":
             return median
         far = (z > median + _RARE * deviation).to(z.dtype)
@@ -271,8 +273,8 @@ class Quantizer(nn.Module):
     def _track(self, z: Tensor) -> None:
         flat = z.reshape(-1, self.code_dim).float()
         if len(flat) > 1:
-            self.mean.lerp_(self._middle(flat), _MOMENTUM)
-            self.std.lerp_(flat.std(0), _MOMENTUM)
+            self.mean.lerp_(self.middle(flat), MOMENTUM)
+            self.std.lerp_(flat.std(0), MOMENTUM)
 
 
 class Dequantizer(nn.Module):
@@ -304,7 +306,7 @@ def values_of(codes: Tensor, levels: int) -> Tensor:
 
 def distortion(s: Tensor, v: Tensor) -> Tensor:
     """Mean over tokens of ``1 - cos(s, v)``, 1e-3 added to the product of norms, before its weight."""
-    norms = s.norm(dim=-1) * v.norm(dim=-1) + _COSINE_FLOOR
+    norms = s.norm(dim=-1) * v.norm(dim=-1) + COSINE_FLOOR
     return (1 - (s * v).sum(-1) / norms).mean()
 
 

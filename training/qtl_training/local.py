@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import torch
 
 from qtl_core import shipped
-from qtl_core.nn.checkpoint import Checkpoint, QuantizerSettings, load_checkpoint
+from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint
+from qtl_core.nn.requantizing import requantized
+from qtl_core.run_agreement import stage_seed as seed_of_stage
 from qtl_core.split_stage import SplitStage
 from qtl_training.build import build_checkpoint
 from qtl_training.recipe import Recipe, Stage, TowerStage
@@ -95,7 +96,7 @@ def begun(run: RunFolder, recipe: Recipe) -> Snapshot:
 
 def stage_seed(recipe: Recipe, number: int) -> int:
     """The seed of a recipe's stage."""
-    return recipe.seed * 101 + number
+    return seed_of_stage(recipe.seed, number)
 
 
 def _run_stage(
@@ -148,20 +149,3 @@ def _start(recipe: Recipe, folder: Path) -> Checkpoint:
     checkpoint = load_checkpoint(place)
     shutil.rmtree(place)
     return checkpoint
-
-
-def requantized(checkpoint: Checkpoint, vision: QuantizerSettings, seed: int) -> Checkpoint:
-    """The checkpoint with another vision quantizer in place of its own, and no further ones.
-
-    Of the same geometry it begins with the weights of the one before, and with its k at the new L.
-    """
-    torch.manual_seed(seed)
-    before = checkpoint.model.vision_quantizer
-    quantizer = vision.build(before.width)
-    if (quantizer.code_dim, quantizer.merge) == (before.code_dim, before.merge):
-        kept = {name: value for name, value in before.state_dict().items() if not name.startswith("k")}
-        quantizer.load_state_dict(kept, strict=False)
-        quantizer.k.data.copy_(before.k_for(vision.levels).detach().expand_as(quantizer.k))
-    checkpoint.model.vision_quantizer = quantizer
-    settings = msgspec.structs.replace(checkpoint.settings, vision=vision)
-    return dataclasses.replace(checkpoint, settings=settings, further={})

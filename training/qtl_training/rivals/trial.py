@@ -14,8 +14,8 @@ from tqdm import tqdm
 from qtl_core.errors import RecipeError
 from qtl_core.nn.checkpoint import Checkpoint, load_checkpoint
 from qtl_core.nn.quantizer import Quantizer
+from qtl_core.nn.requantizing import requantized
 from qtl_training.digits.scenes import Scenes, sample
-from qtl_training.local import requantized
 from qtl_training.recipe import LanguageStage, Recipe, read_recipe
 from qtl_training.rivals.methods import FP16, PACE_RECIPE, RIVAL_RECIPE, Setting, Variant
 from qtl_training.rivals.pictures import CodedScenes, Format, PictureCodec

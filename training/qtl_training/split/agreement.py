@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import torch
 
 from qtl_core import shipped
 from qtl_core.crossing import Crossing
-from qtl_core.errors import CheckpointError
 from qtl_core.nn.checkpoint import Checkpoint
+from qtl_core.run_agreement import run_fingerprint
 from qtl_core.split_stage import SplitStage
 from qtl_training.recipe import Recipe, agreed_stages
 from qtl_training.split.partition import client_tensors
 from qtl_training.split.stages import stages_of
 
-_FILES: Final = ("config.json", "qtl.json", "model.safetensors", "qtl.safetensors", "tokenizer.json")
-_CHUNK: Final = 1 << 22
 _HEADER: Final = 1 << 16
 
 
@@ -57,18 +53,6 @@ def fingerprint(recipe: Recipe) -> bytes:
     Raises:
         CheckpointError: a file of the checkpoint cannot be read.
     """
-    start = start_folder(recipe)
-    state = hashlib.sha256(
-        msgspec.json.encode([recipe.seed, agreed_stages(recipe), recipe.vision, recipe.model], order="sorted")
+    return run_fingerprint(
+        recipe.seed, agreed_stages(recipe), recipe.vision, recipe.model, start_folder(recipe)
     )
-    for path in [] if start is None else [start / name for name in _FILES]:
-        if not path.is_file():
-            continue
-        state.update(path.name.encode())
-        try:
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    state.update(chunk)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    return state.digest()[:16]

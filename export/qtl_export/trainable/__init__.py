@@ -1,0 +1,1 @@
+"""``qtl-export --trainable``: the client's training step as plain ONNX, for devices without PyTorch."""
