@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
@@ -54,25 +55,7 @@ class Encoder:
             raise InputError(
                 f"this onnxruntime has no execution provider {unknown[0]!r}; it has {', '.join(known)}"
             )
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _SEVERE_ONLY
-        # Between two pictures a device should rest, and leave its cores to others.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = runtime.InferenceSession(
-                str(self._path), sess_options=options, providers=list(providers) or [CPU]
-            )
-        except Exception as error:  # onnxruntime's errors share no public base class
-            raise BundleError(
-                f"onnxruntime {runtime.__version__} cannot load {self._path}: {_first_line(error)}; "
-                + remedy(
-                    half.manifest,
-                    {"onnxruntime": str(runtime.__version__)},
-                    "install a newer onnxruntime or export the bundle again",
-                )
-            ) from error
+        self._session = open_graph(half, self._path, threads=threads, providers=providers)
         self._output = self._check_signature()
         first = self._session.get_inputs()[0].shape[0]
         self._batch = first if isinstance(first, int) and first > 0 else None
@@ -125,7 +108,7 @@ class Encoder:
             return np.asarray(self._session.run([self._output], {INPUT: np.ascontiguousarray(batch)})[0])
         except Exception as error:
             raise BundleError(
-                f"the graph {self._path} failed: {_first_line(error)}; export it again"
+                f"the graph {self._path} failed: {first_line(error)}; export it again"
             ) from error
 
     def _check_signature(self) -> str:
@@ -144,6 +127,39 @@ class Encoder:
                 f"the graph {self._path} does not fit its manifest (it has {found}); export the bundle again"
             )
         return str(outputs[0].name)
+
+
+def open_graph(half: Half, path: Path, *, threads: int = 0, providers: Sequence[str] = ()) -> Any:
+    """An onnxruntime session of one of a half's graphs.
+
+    Args:
+        half: a checked half.
+        path: of the graph.
+        threads: threads one run may use; 0 leaves it to onnxruntime.
+        providers: execution providers, best first, which this onnxruntime has; empty means the CPU.
+
+    Raises:
+        BundleError: onnxruntime cannot load it.
+        HostError: onnxruntime is not installed.
+    """
+    runtime = onnxruntime_module()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _SEVERE_ONLY
+    # Between two pictures a device should rest, and leave its cores to others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return runtime.InferenceSession(str(path), sess_options=options, providers=list(providers) or [CPU])
+    except Exception as error:  # onnxruntime's errors share no public base class
+        raise BundleError(
+            f"onnxruntime {runtime.__version__} cannot load {path}: {first_line(error)}; "
+            + remedy(
+                half.manifest,
+                {"onnxruntime": str(runtime.__version__)},
+                "install a newer onnxruntime or export the bundle again",
+            )
+        ) from error
 
 
 def _agree(shape: Sequence[Any], expected: Sequence[int | None]) -> bool:
@@ -171,6 +187,7 @@ def onnxruntime_module() -> ModuleType:
     return module
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -82,8 +82,8 @@ class Forward(_Step):
             mix: [rows] of k.
 
         Returns:
-            Codes uint8 [batch, coded tokens, code_dim]; the sum of |z|, which is finite where z is; and with
-            "frozen" scaling the moved mean and deviation.
+            Codes uint8 [batch, coded tokens, code_dim]; the sum of absolute values before clipping, which is
+            finite where all of them are; and with "frozen" scaling the moved mean and deviation.
         """
         named = self._named(tensors)
         at_cut = forward(self._layers, features.float(), named)[-1]
@@ -95,9 +95,9 @@ class Forward(_Step):
             std = named[STD] + MOMENTUM * (flat.std(0) - named[STD])
             named |= {MEAN: mean, STD: std}
             moved = (mean, std)
-        s = torch.clamp(self._scaled(z, named, self._k(named, mix)), -1, 1)
-        codes = torch.round(s * half - offset) + (offset + half)
-        return codes.to(torch.uint8), z.abs().sum(), *moved
+        raw = self._scaled(z, named, self._k(named, mix))
+        codes = torch.round(torch.clamp(raw, -1, 1) * half - offset) + (offset + half)
+        return codes.to(torch.uint8), raw.abs().sum(), *moved
 
 
 class Backward(_Step):
@@ -208,12 +208,11 @@ class AdamW(nn.Module):
 
     Args:
         betas: decay of the two moments.
-        eps: under the quotient.
     """
 
-    def __init__(self, betas: tuple[float, float], eps: float) -> None:
+    def __init__(self, betas: tuple[float, float]) -> None:
         super().__init__()
-        self._betas, self._eps = betas, eps
+        self._betas = betas
 
     def forward(
         self,
@@ -225,6 +224,7 @@ class AdamW(nn.Module):
         keep: Tensor,
         rate: Tensor,
         root: Tensor,
+        eps: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The tensor and both moments after the step.
 
@@ -237,12 +237,13 @@ class AdamW(nn.Module):
             keep: ``1 - lr * weight_decay``.
             rate: ``lr / (1 - beta1**t)``.
             root: ``sqrt(1 - beta2**t)``.
+            eps: under the quotient; an input, since the exporter takes so small a constant for nothing.
         """
         one, two = self._betas
         gradient = gradient * clip
         first = first + (gradient - first) * (1 - one)
         second = second * two + (1 - two) * gradient * gradient
-        return tensor * keep - rate * first / (torch.sqrt(second) / root + self._eps), first, second
+        return tensor * keep - rate * first / (torch.sqrt(second) / root + eps), first, second
 
 
 def _of_distortion(s: Tensor, v: Tensor) -> Tensor:

@@ -197,11 +197,11 @@ def _write(
 def _write_adamw(folder: Path) -> None:
     count = Dim("count")
     flat = [torch.full((4,), float(number)) for number in range(1, 5)]
-    numbers = [torch.tensor(0.5 + number) for number in range(4)]
-    names = ["tensor", "gradient", "first", "second", "clip", "keep", "rate", "root"]
+    numbers = [torch.tensor(0.5 + number) for number in range(5)]
+    names = ["tensor", "gradient", "first", "second", "clip", "keep", "rate", "root", "eps"]
     outputs = ["moved.tensor", "moved.first", "moved.second"]
     free = (*({0: count} for _ in flat), *(None for _ in numbers))
-    module = AdamW(BETAS, EPS)
+    module = AdamW(BETAS)
     _save(folder / trainable.ADAMW, trace_all(module, (*flat, *numbers), names, outputs, free))
 
 
