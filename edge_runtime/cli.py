@@ -14,6 +14,7 @@ from qtl_core.shipped import BUNDLE, SERVER
 
 from .device_cli import bench, doctor, selftest
 from .options import CLIENT, Given, version_option, with_options
+from .train_cli import train
 
 if TYPE_CHECKING:
     from .client import EdgeClient
@@ -30,6 +31,7 @@ Examples:
   edge_runtime                      a prompt: one picture, many questions
   edge_runtime doctor               what keeps this device from answering, and the remedy
   edge_runtime bench                the fastest way to run the bundle here, for later runs
+  edge_runtime train --data mine.json --server tcp://10.0.0.2:5555    train on pictures that stay here
 
 \b
 Exit codes: 2 wrong command line, 3 picture or question, 4 bundle, 5 server not there or lost,
@@ -85,7 +87,7 @@ def ask(given: Given, /, image: tuple[str, ...], as_json: bool, question: str, *
     return _ask(Given(given.with_later(options), images), question, as_json)
 
 
-for command in (doctor, bench, selftest):
+for command in (doctor, bench, selftest, train):
     cli.add_command(command)
 
 

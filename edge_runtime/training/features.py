@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from edge_runtime.picture import prepare
 from edge_runtime.training.graphs import Graphs
 from qtl_core import bundle
+from qtl_core.errors import PictureError
 from qtl_core.trainable import FEATURES
 
 Features = NDArray[np.float16]
@@ -38,7 +38,7 @@ class TowerFeatures:
     ) -> None:
         self._graphs, self._spec, self._shape, self._pictures = graphs, spec, shape, pictures
         self._most = memory // (2 * shape[0] * shape[1])
-        self._kept: OrderedDict[int, Features] = OrderedDict()
+        self._kept: dict[int, Features] = {}
 
     def of(self, pictures: Sequence[int]) -> Features:
         """Float16 [pictures, tokens, tower width].
@@ -51,13 +51,17 @@ class TowerFeatures:
         return np.stack(found) if found else np.empty((0, *self._shape), np.float16)
 
     def _one(self, index: int) -> Features:
-        features = self._kept.pop(index, None)
-        if features is None:
-            # One by one: sums must not depend on which pictures came together.
-            picture = prepare(self._pictures[index], self._spec)
-            features = self._graphs.run(FEATURES, {"picture": picture[np.newaxis]})["features"][0]
-        if self._most:
+        if index in self._kept:
+            return self._kept[index]
+        # One by one: sums must not depend on which pictures came together.
+        picture = prepare(self._pictures[index], self._spec)
+        features: Features = self._graphs.run(FEATURES, {"picture": picture[np.newaxis]})["features"][0]
+        if not np.isfinite(features).all():
+            raise PictureError(
+                f"{self._pictures[index]} has features that are not finite, or too large for half precision; "
+                "is the bundle damaged?"
+            )
+        # The first ones stay: every epoch asks for all, in another order.
+        if len(self._kept) < self._most:
             self._kept[index] = features
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
         return features

@@ -12,16 +12,16 @@ RUN/
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from edge_runtime.training.data import Data
 from edge_runtime.training.features import TowerFeatures
 from edge_runtime.training.graphs import Arrays, Graphs
-from edge_runtime.training.side import DeviceStage, Samples
+from edge_runtime.training.side import DeviceStage
 from qtl_core import tensor_file
 from qtl_core.bundle import Half
 from qtl_core.crossing import Crossing
@@ -34,21 +34,6 @@ FINISHED: Final = "trained.safetensors"
 _TENSORS: Final = "tensors.safetensors"
 _STATE: Final = "state.safetensors"
 _HEADER: Final = 1 << 16
-
-
-@dataclass(frozen=True)
-class StageData:
-    """What a stage is trained on.
-
-    Attributes:
-        samples: its micro-batches.
-        pictures: the files that they name by number.
-        memory: bytes of the tower's features that may be kept.
-    """
-
-    samples: Samples
-    pictures: Sequence[Path]
-    memory: int
 
 
 class _Progress(msgspec.Struct, frozen=True):
@@ -64,8 +49,8 @@ class DeviceRun:
     Args:
         half: a client half with training graphs.
         folder: the run's folder.
-        data: of a stage, from its number.
-        digest: of all data; a run goes on with what it was begun with.
+        data: of every stage; a run goes on with what it was begun with.
+        memory: bytes of the tower's features that may be kept.
         threads: of the graphs; 0 leaves it to onnxruntime.
 
     Raises:
@@ -78,9 +63,9 @@ class DeviceRun:
         self,
         half: Half,
         folder: Path,
-        data: Callable[[int], StageData],
-        digest: str,
+        data: Data,
         *,
+        memory: int = 256 << 20,
         threads: int = 0,
     ) -> None:
         self._training = training = read_training(half)
@@ -90,7 +75,7 @@ class DeviceRun:
         self.fingerprint = bytes.fromhex(training.fingerprint)
         levels = [count for stage in training.stages for count in stage.levels]
         self.crossing = Crossing.of(half.path / FOLDER, levels, training.codes, training.features)
-        self._half, self._data, self._digest = half, data, digest
+        self._half, self._data, self._memory = half, data, memory
         self._graphs = Graphs(half, threads=threads)
         self._snapshots = Snapshots(folder)
         self._state: Arrays = {}
@@ -102,7 +87,7 @@ class DeviceRun:
         else:
             self._take(newest)
         weights = sum(value.nbytes for value in self._tensors.values())
-        payloads = (self.crossing.largest(stage.pictures) for stage in self.stages)
+        payloads = (self.crossing.largest(stage.most_pictures) for stage in self.stages)
         self.largest = max(*payloads, 2 * weights + _HEADER)
 
     def points(self) -> list[tuple[int, int]]:
@@ -117,17 +102,15 @@ class DeviceRun:
         self._take(folder)
 
     def enter(self, stage: int) -> DeviceStage:
-        data = self._data(stage)
-        features = TowerFeatures(
-            self._graphs, self._half.manifest.picture, self._training.tower, data.pictures, data.memory
-        )
-        self._stage = DeviceStage(self._training, stage, self._tensors, self._graphs, data.samples, features)
+        samples, picture = self._data.stages[stage], self._half.manifest.picture
+        features = TowerFeatures(self._graphs, picture, self._training.tower, samples.pictures, self._memory)
+        self._stage = DeviceStage(self._training, stage, self._tensors, self._graphs, samples, features)
         self._stage.optimizer.load(self._state)
         self._state = {}
         return self._stage
 
     def save(self, stage: int, step: int) -> None:
-        progress = _Progress(stage, step, self.fingerprint.hex(), self._digest)
+        progress = _Progress(stage, step, self.fingerprint.hex(), self._data.digest)
         state = self._stage.optimizer.state(self._tensors) if step and self._stage is not None else {}
 
         def fill(folder: Path) -> None:
@@ -164,7 +147,7 @@ class DeviceRun:
             ) from error
         for ours, theirs, what in (
             (self.fingerprint.hex(), progress.training, "recipe or checkpoint"),
-            (self._digest, progress.data, "data"),
+            (self._data.digest, progress.data, "data"),
         ):
             if ours != theirs:
                 raise InputError(

@@ -72,4 +72,9 @@ def read_split_recipe(file: Path) -> SplitRecipe:
         raise RecipeError(f"recipe {file}: no [[stages]]")
     for number, stage in enumerate(recipe.stages, 1):
         check(stage, f"recipe {file}, stage {number}")
+        if stage.data is None:
+            raise RecipeError(
+                f"recipe {file}, stage {number} trains on digit scenes, which a device cannot draw: give it "
+                "conversations with [stages.data]"
+            )
     return msgspec.structs.replace(recipe, stages=tuple(map(agreed, recipe.stages)))
