@@ -71,10 +71,10 @@ def read_split_recipe(file: Path) -> SplitRecipe:
     if not recipe.stages:
         raise RecipeError(f"recipe {file}: no [[stages]]")
     for number, stage in enumerate(recipe.stages, 1):
-        check(stage, f"recipe {file}, stage {number}")
         if stage.data is None:
             raise RecipeError(
                 f"recipe {file}, stage {number} trains on digit scenes, which a device cannot draw: give it "
                 "conversations with [stages.data]"
             )
+        check(stage, f"recipe {file}, stage {number}")
     return msgspec.structs.replace(recipe, stages=tuple(map(agreed, recipe.stages)))
