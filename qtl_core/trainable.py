@@ -10,7 +10,7 @@
     train/start.safetensors      the tensors that training starts from
     train/entropy-*-levels.npz   the entropy coder's tables, where the checkpoint brings them
 
-docs/devices.md names the inputs and outputs.
+docs/training.md names the inputs and outputs.
 """
 
 from __future__ import annotations

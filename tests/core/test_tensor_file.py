@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from qtl_core.errors import InputError
 from qtl_core.tensor_file import dump, load
 
-ARRAYS = {
+ARRAYS: dict[str, NDArray[Any]] = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
     "half": np.array([[1.5]], np.float16),
     "step": np.array(3.0, np.float32),

@@ -92,7 +92,8 @@ def held_against_autograd(connector: nn.Module, quantizer: Quantizer, levels: in
     level = of(levels, quantizer.k_levels.tolist())
     numbers = [torch.from_numpy(one) for one in (level.half, level.offset, level.mix)]
     layers = layers_of(connector)
-    forward, backward = (kind(layers, quantizer, list(given)) for kind in (Forward, Backward))
+    forward = Forward(layers, quantizer, list(given))
+    backward = Backward(layers, quantizer, list(given))
     with torch.no_grad():
         found, size, *moved = forward(features, list(given.values()), *numbers)
         assert torch.equal(found, codes.to(torch.uint8)) and bool(size.isfinite())
@@ -198,7 +199,7 @@ def both(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_the_rest_of_the_bundle_is_the_plain_one(both: tuple[Path, Path, Path]) -> None:
     plain, more, _ = both
     for half in ("client", "server"):
-        ours, theirs = (open_half(one, half).manifest for one in (more, plain))  # type: ignore[arg-type]
+        ours, theirs = (open_half(one, half).manifest for one in (more, plain))
         assert ours.fingerprint == theirs.fingerprint
         for name, entry in theirs.files.items():
             if name != "README.md":
@@ -235,7 +236,7 @@ def test_what_it_says_is_what_the_server_wants(both: tuple[Path, Path, Path], ch
     ],
 )
 def test_recipes_that_no_device_can_run(tmp_path: Path, change: dict[str, str], says: str) -> None:
-    file = write_recipe(tmp_path, **{"start": "shipped", **change})  # type: ignore[arg-type]
+    file = write_recipe(tmp_path, **{"start": "shipped", **change})
     with pytest.raises(RecipeError, match=says):
         read_split_recipe(file)
     with pytest.raises(RecipeError, match="cannot be read: No such file"):
