@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Final
 
 from msgspec.structs import replace
@@ -37,6 +37,9 @@ _SHORT: Final = 255
 CURVE_OVERHEAD: Final = 33
 """What CURVE adds to a frame: 8 command name, 8 nonce, 16 authenticator, 1 flags."""
 
+PIECE: Final = 1 << 18
+"""Bytes of a ZeroMQ frame at most that a training message's payload is cut into: ZMTP's heartbeats see whole
+frames only, and would end a connection on which one takes longer than they wait."""
 PAD: Final = "pad"
 """Name of the padding, the last payload of an ASK that has it. All payloads then travel joined in one frame:
 CURVE encrypts frame by frame, and the length of each one shows."""
@@ -62,7 +65,8 @@ def join(message: Message, payloads: Sequence[bytes] = ()) -> list[bytes]:
         payloads: one for each of ``message.frames``, in order; empty for messages without.
 
     Returns:
-        The header, then a frame for each payload; where the last of them is padding, one frame for all.
+        The header, then a frame for each payload, in training one for every ``PIECE`` bytes of it; where the
+        last of them is padding, one frame for all.
 
     Raises:
         MalformedMessage: payloads that are not the ones the header announces, padding that is not the last
@@ -81,7 +85,9 @@ def join(message: Message, payloads: Sequence[bytes] = ()) -> list[bytes]:
             f"the {kind(message)} header takes {len(header)} bytes, more than {HEADER_CAP}; shorten its text",
             about=getattr(message, "id", 0),
         )
-    return [header, b"".join(payloads)] if _is_joined(announced) else [header, *payloads]
+    if _is_joined(announced):
+        return [header, b"".join(payloads)]
+    return [header, *payloads] if isinstance(message, Ask) else [header, *_pieces(payloads)]
 
 
 def pad(ask: Ask, payloads: Sequence[bytes], multiple: int, curve: bool = False) -> tuple[Ask, list[bytes]]:
@@ -145,7 +151,8 @@ def split(frames: Sequence[bytes], limits: Limits | None = None) -> tuple[Messag
     announced, payloads = _announced(message), frames[1:]
     about = int(getattr(message, "id", 0))
     joined = _is_joined(announced, about)
-    expected = 1 if joined else len(announced)
+    whole = joined or isinstance(message, Ask)
+    expected = 1 if joined else len(announced) if whole else sum(map(_count, announced))
     if expected != len(payloads):
         raise MalformedMessage(
             f"the {kind(message)} header announces {expected} payload frames, {len(payloads)} followed",
@@ -161,6 +168,9 @@ def split(frames: Sequence[bytes], limits: Limits | None = None) -> tuple[Messag
             )
     if joined:
         payloads = _apart(announced, payloads[0], about)
+    elif not whole:
+        pieces = iter(payloads)
+        payloads = [b"".join(islice(pieces, _count(frame))) for frame in announced]
     named: dict[str, bytes] = {}
     for frame, payload in zip(announced, payloads, strict=True):
         _check(frame, payload, limits, about)
@@ -188,6 +198,20 @@ def wire_size(frames: Sequence[bytes], curve: bool = False) -> int:
 def by_name(message: Message) -> Mapping[str, Frame]:
     """The announced payload frames of a message by name; empty for messages without."""
     return {frame.name: frame for frame in _announced(message)}
+
+
+def _pieces(payloads: Sequence[bytes]) -> list[bytes]:
+    """The ZeroMQ frames of a training message's payloads."""
+    return [
+        payload[start : start + PIECE]
+        for payload in payloads
+        for start in range(0, max(len(payload), 1), PIECE)
+    ]
+
+
+def _count(frame: Frame) -> int:
+    """In how many ZeroMQ frames a training message's payload travels."""
+    return max(1, -(-frame.size // PIECE))
 
 
 def _on_tcp(size: int, curve: bool) -> int:
