@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qtl_core import messages, wire
 from qtl_core.errors import ChecksumMismatch, MalformedMessage, MessageTooLarge, ProtocolError
-from qtl_core.messages import Answer, Ask, Frame, Limits, Ping
+from qtl_core.messages import Answer, Ask, Frame, Limits, Micro, Ping
 
 LIMITS = Limits(max_payload=100, max_question=20, max_tokens=8, idle_ms=1000)
 
@@ -311,3 +311,22 @@ def test_header_and_framing_take_at_most_64_bytes(payload: int, question: int, c
     assert wire.wire_size(frames, curve=True) - payload - question <= 64 + 2 * (33 + 7)
     usual = wire.join(Ask(1, (wire.frame_codes("v", data, codec=codec),), "q" * question), [data])
     assert wire.wire_size(usual) - payload - question <= 44
+
+
+@pytest.mark.parametrize(
+    "sizes", [[0, 3], [wire.PIECE, wire.PIECE + 1], [3 * wire.PIECE, 0], [5 * wire.PIECE - 1]]
+)
+def test_large_payloads_of_training_travel_in_pieces(sizes: list[int]) -> None:
+    payloads = [bytes([number]) * size for number, size in enumerate(sizes, 1)]
+    frames = tuple(wire.frame_codes(f"p{number}", data) for number, data in enumerate(payloads))
+    micro = Micro(1, frames, 0, 0, 4)
+    sent = wire.join(micro, payloads)
+    assert all(len(piece) <= wire.PIECE for piece in sent[1:])
+    assert len(sent) - 1 == sum(max(1, -(-size // wire.PIECE)) for size in sizes)
+    limits = Limits(5 * wire.PIECE, 0, 0, 0)
+    assert wire.split(sent, limits) == (micro, {f"p{number}": data for number, data in enumerate(payloads)})
+    for wrong in (sent[:-1], [*sent, b""]):
+        with pytest.raises(MalformedMessage, match=r"announces \d+ payload frames, \d+ followed"):
+            wire.split(wrong, limits)
+    with pytest.raises(ProtocolError):
+        wire.split([*sent[:-1], sent[-1] + b"more"], limits)

@@ -7,7 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zmq
 
+from qtl_core import sockets
+from qtl_core.messages import Weights
+from qtl_core.wire import frame_codes, join
 from tests.training.link import Link, Shuffler
 from tests.training.test_split_run import Run, train_in_a_process, weights, write
 
@@ -88,3 +92,24 @@ def test_connections_ended_at_random_times(tmp_path: Path, source_env: dict[str,
 
     _, split, local = trained_through(tmp_path, source_env, 40, trouble)
     assert split == local
+
+
+@pytest.mark.slow
+def test_weights_that_take_longer_than_heartbeats_wait() -> None:
+    """24 seconds for one message, in which no other passes; both ends give up on a connection after 20."""
+    data = bytes(6_000_000)
+    frames = join(Weights(1, (frame_codes("w", data),)), [data])
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    server, client = sockets.router(context, max_payload=len(data)), sockets.dealer(context)
+    try:
+        server.bind("tcp://127.0.0.1:*")
+        with Link(server.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"), delay=0.02, rate=2e6) as link:
+            client.connect(link.endpoint)
+            assert client.poll(20_000, zmq.POLLOUT)
+            client.send_multipart(frames)
+            assert server.poll(90_000)
+            assert server.recv_multipart()[1:] == frames
+    finally:
+        for end in (server, client):
+            end.close(linger=0)
+        context.term()
