@@ -78,7 +78,7 @@ def begun(run: RunFolder, recipe: Recipe) -> Snapshot:
     """
     snapshot = run.newest()
     if snapshot is None:
-        run.save(_start(recipe, run.path), 0, 0, {})
+        run.save(start_of(recipe, run.path), 0, 0, {})
         snapshot = run.newest()
     if snapshot is None:
         raise RuntimeError(f"the snapshot just written to {run.path} is gone")
@@ -132,7 +132,12 @@ def _stage(checkpoint: Checkpoint, stage: Stage, seed: int, *, resumed: bool, pr
     return LanguageTraining(checkpoint, stage, seed, resumed=resumed, progress=progress)
 
 
-def _start(recipe: Recipe, folder: Path) -> Checkpoint:
+def start_of(recipe: Recipe, folder: Path) -> Checkpoint:
+    """What a recipe starts from; a model that is built passes through ``folder``.
+
+    Raises:
+        CheckpointError: if the checkpoint to start from cannot be read.
+    """
     if recipe.model is None:
         checkpoint = load_checkpoint(shipped.digits() if recipe.start == "shipped" else recipe.start)
         if recipe.vision is not None:

@@ -46,7 +46,9 @@ from qtl_training.run_folder import RunFolder, write
 from qtl_training.split.agreement import crossing_of, largest_payload
 from qtl_training.split.gradients import GradientCoder
 from qtl_training.split.partition import client_tensors
-from qtl_training.split.server_side import MicroResult, ServerSide
+from qtl_training.split.ranks import Ranks
+from qtl_training.split.server_side import MicroResult, ServerSide, Work
+from qtl_training.split.spread import SpreadSide
 from qtl_training.split.stages import stages_of
 
 Reply = tuple[Message, list[bytes]]
@@ -77,6 +79,7 @@ class Serving:
         clock: seconds that only grow, for the time between snapshots.
         log: told of every finished step.
         device: where to compute: "cpu" or "cuda".
+        ranks: the process group, where there is one; this process is its rank 0.
 
     Attributes:
         crossing: how what crosses is coded.
@@ -97,10 +100,11 @@ class Serving:
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[dict[str, float]], None] | None = None,
         device: str = "cpu",
+        ranks: Ranks | None = None,
     ) -> None:
         self.recipe, self.stages = recipe, stages_of(recipe)
         self._run = RunFolder(folder, recipe)
-        self._clock, self._log, self._device = clock, log, device
+        self._clock, self._log, self._device, self._ranks = clock, log, device, ranks
         snapshot = begun(self._run, recipe)
         self._checkpoint = snapshot.checkpoint
         self.crossing = crossing_of(recipe, snapshot.checkpoint)
@@ -175,7 +179,11 @@ class Serving:
         settings = self.stages[stage]
         torch.manual_seed(stage_seed(self.recipe, stage))
         self._checkpoint.model.train()
-        self._side = ServerSide(self._checkpoint, settings, stage_seed(self.recipe, stage), self._device)
+        self._side = (
+            ServerSide(self._checkpoint, settings, stage_seed(self.recipe, stage), self._device)
+            if self._ranks is None
+            else SpreadSide(self._ranks, self._checkpoint, self.recipe, stage)
+        )
         self._coder = GradientCoder(stage_seed(self.recipe, stage), settings.grad_bits)
         self._side.load({k.removeprefix("server."): v for k, v in state.items() if k.startswith("server.")})
         self._coder.load(dict(state))
@@ -187,18 +195,31 @@ class Serving:
                 "order", f"micro-batch {micro.micro} of {settings.micro_batches}: the recipes differ"
             )
         self._waiting[micro.micro] = (micro, payloads)
-        replies = []
-        while self._next in self._waiting:
-            waiting, data = self._waiting.pop(self._next)
-            try:
-                replies.append(self._keep(waiting.id, self._computed(waiting, data, settings)))
-            except (RequestRefused, ProtocolError) as error:
-                replies.append(self._refused(waiting.id, error))
-                break
-            self._next += 1
+        replies: list[Reply] = []
+        while group := self._group(settings):
+            works = []
+            for waiting, data in group:
+                try:
+                    works.append(self._work(waiting, data, settings))
+                except (RequestRefused, ProtocolError) as error:
+                    del self._waiting[waiting.micro]
+                    return [*replies, self._refused(waiting.id, error)]
+            for (waiting, _), result in zip(group, self._side.run_many(works), strict=True):
+                del self._waiting[waiting.micro]
+                try:
+                    replies.append(self._keep(waiting.id, self._computed(waiting, result)))
+                except RequestRefused as error:
+                    return [*replies, self._refused(waiting.id, error)]
+                self._next += 1
         return replies
 
-    def _computed(self, micro: Micro, payloads: Mapping[str, bytes], settings: SplitStage) -> Reply:
+    def _group(self, settings: SplitStage) -> list[tuple[Micro, Mapping[str, bytes]]]:
+        """The micro-batches that come next and are computed side by side, once all of them are there."""
+        last = min(self._next + self._side.width, settings.micro_batches)
+        due = range(self._next, last)
+        return [self._waiting[number] for number in due] if all(n in self._waiting for n in due) else []
+
+    def _work(self, micro: Micro, payloads: Mapping[str, bytes], settings: SplitStage) -> Work:
         if set(payloads) != {VALUES, TEXTS}:
             raise MalformedMessage(f"a micro-batch has the frames v and t, this one {sorted(payloads)}")
         if micro.levels not in settings.levels:
@@ -208,7 +229,9 @@ class Serving:
             raise RequestRefused("order", f"a micro-batch has a row for each of {settings.pictures} pictures")
         frame = by_name(micro)[VALUES]
         crossed = self.crossing.read(frame, payloads[VALUES], micro.levels, settings.pictures)
-        result = self._side.run(crossed, micro.levels, rows, (micro.step, micro.micro))
+        return Work(crossed, micro.levels, rows, (micro.step, micro.micro))
+
+    def _computed(self, micro: Micro, result: MicroResult) -> Reply:
         if not math.isfinite(result.loss):
             raise RequestRefused(
                 "diverged",
