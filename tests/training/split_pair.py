@@ -43,20 +43,15 @@ merge = 2
 code_dim = 16
 """
 
-STAGE = """
-[[stages]]
-kind = "split"
+STAGE = """kind = "split"
 steps = {steps}
 scenes = 16
 micro_batches = 2
 pictures = 3
 questions = 2
 levels = [4]
-"""
-LEARNING = {
-    "train": 'train = ["connector", "decoder", "vision_quantizer"]',
-    "optimizer": "optimizer = { lr = 1e-3 }",
-}
+train = ["connector", "decoder", "vision_quantizer"]
+optimizer = {{ lr = 1e-3 }}"""
 
 
 def recipe_of(folder: Path, *stages: str, top: str = "", steps: int = 3) -> Recipe:
@@ -64,8 +59,9 @@ def recipe_of(folder: Path, *stages: str, top: str = "", steps: int = 3) -> Reci
     file = folder / "pair.toml"
     text = f'name = "pair"\nseed = 3\ncheckpoint_every = 0.0\nlog_every = 1\n{top}\n{MODEL}'
     for more in stages:
-        common = [line for name, line in LEARNING.items() if f"{name} =" not in more]
-        text += "\n".join([STAGE.format(steps=steps), *common, more, ""])
+        given = {line.split(" = ")[0] for line in more.splitlines()}
+        lines = [line for line in STAGE.format(steps=steps).splitlines() if line.split(" = ")[0] not in given]
+        text += "\n".join(["[[stages]]", *lines, more, ""])
     file.write_text(text)
     return read_recipe(file)
 

@@ -80,7 +80,7 @@ def begun(run: RunFolder, recipe: Recipe) -> Snapshot:
     """
     snapshot = run.newest()
     if snapshot is None:
-        run.save(_start(recipe, run.path), 0, 0, {})
+        run.save(start_of(recipe, run.path), 0, 0, {})
         snapshot = run.newest()
     if snapshot is None:
         raise RuntimeError(f"the snapshot just written to {run.path} is gone")
@@ -146,7 +146,12 @@ def _labels(checkpoint: Checkpoint, recipe: Recipe, number: int) -> HeldLabels:
     return HeldLabels(checkpoint, split, len(split) - 1, stage_seed(recipe, number), recipe.head_seed)
 
 
-def _start(recipe: Recipe, folder: Path) -> Checkpoint:
+def start_of(recipe: Recipe, folder: Path) -> Checkpoint:
+    """What a recipe starts from; a model that is built passes through ``folder``.
+
+    Raises:
+        CheckpointError: if the checkpoint to start from cannot be read.
+    """
     if recipe.model is None:
         checkpoint = load_checkpoint(shipped.digits() if recipe.start == "shipped" else recipe.start)
         if recipe.vision is not None:

@@ -112,7 +112,8 @@ def serve(
         chosen, folder, bind=bind, keys=keys, insecure=insecure, fresh=fresh, ready_file=ready_file,
         say=click.echo, stop_on=(signal.SIGTERM, signal.SIGINT), progress=sys.stderr.isatty(), device=device,
     )  # fmt: skip
-    _print(result, as_json)
+    if result:
+        _print(result, as_json)
 
 
 @click.command(epilog=_CLIENT_EXAMPLE)

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
@@ -18,13 +19,16 @@ from edge_runtime.training.client import Link, TrainingClient
 from qtl_core.errors import StorageError
 from qtl_core.keys import load_public, load_secret
 from qtl_core.snapshots import held
+from qtl_training.local import start_of
 from qtl_training.recipe import Recipe
 from qtl_training.split.agreement import fingerprint
 from qtl_training.split.client import Bars, TorchRun
 from qtl_training.split.data import left_out
 from qtl_training.split.parts import parts
+from qtl_training.split.ranks import Op, Ranks, is_follower, ranks_wanted
 from qtl_training.split.server import TrainingServer, summary
 from qtl_training.split.serving import Serving
+from qtl_training.split.spread import follow
 from server_runtime.config import ServerConfig
 from server_runtime.listener import Listener
 from server_runtime.torch_engine import pick_device
@@ -44,7 +48,7 @@ def serve_run(
     progress: bool,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Serves a run to its end; what came of it.
+    """Serves a run to its end; what came of it: nothing to tell in any rank of a ``torchrun`` but 0.
 
     Raises:
         RecipeError, CheckpointError, StorageError: as ``Serving``.
@@ -52,6 +56,14 @@ def serve_run(
         HostError: the device is not there.
     """
     device = pick_device(device, cuda=torch.cuda.is_available())
+    if is_follower():
+        with TemporaryDirectory() as place:
+            # Before the ranks meet: transformers writes files in rank 0 only.
+            start = start_of(recipe, Path(place))
+        with closing(Ranks(device)) as others:
+            follow(others, recipe, start)
+        return {}
+    ranks = Ranks(device) if ranks_wanted() else None
     agreed = fingerprint(recipe)
     with (
         held(folder, fresh=fresh),
@@ -62,7 +74,7 @@ def serve_run(
             bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
             bar.update()
 
-        serving = Serving(recipe, folder, log=told, device=device)
+        serving = Serving(recipe, folder, log=told, device=device, ranks=ranks)
         config = ServerConfig(bind=bind, keys=keys, insecure=insecure)
         listener = Listener(config, max_payload=serving.largest)
         server = TrainingServer(serving, agreed, listener, parts=parts(recipe))
@@ -72,6 +84,9 @@ def serve_run(
             named = f"recipe {recipe.name}, fingerprint {agreed.hex()}"
             say(f"qtl-train serve ready on {server.endpoint} ({named})")
             server.serve()
+    if ranks is not None:
+        ranks.tell(Op.END)
+        ranks.close()
     return {"finished": serving.finished, **summary(server, serving.path)}
 
 

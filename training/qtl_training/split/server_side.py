@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from qtl_core.crossing import Row
@@ -24,6 +24,16 @@ from qtl_training.stages.optimizing import ScheduledAdamW
 from qtl_training.stages.parts import server_groups
 
 _STREAM = 16
+
+
+@dataclass(frozen=True)
+class Work:
+    """A micro-batch as the server's side takes it; see ``ServerSide.run``."""
+
+    crossed: NDArray[np.uint8] | NDArray[np.float16]
+    levels: int
+    rows: Sequence[Row]
+    place: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -54,10 +64,15 @@ class ServerSide:
         seed: of the stage; of adapters and of what a step drops out.
         device: where to compute; the server partition's weights go there.
 
+    Attributes:
+        width: micro-batches that are computed side by side.
+
     Raises:
         MissingExtra: the stage trains adapters and peft is not installed.
         RecipeError: adapters of layers that the decoder does not have, or a decoder without checkpointing.
     """
+
+    width = 1
 
     def __init__(self, checkpoint: Checkpoint, stage: SplitStage, seed: int = 0, device: str = "cpu") -> None:
         self._model, self._stage, self._seed = checkpoint.model, stage, seed
@@ -113,6 +128,26 @@ class ServerSide:
             raise RuntimeError("no gradient reached what crossed the cut")
         return _result(loss, *found[0], gradient.cpu().numpy())
 
+    def run_one(self, work: Work) -> MicroResult:
+        """``run`` with a micro-batch in one piece."""
+        return self.run(work.crossed, work.levels, work.rows, work.place)
+
+    def run_many(self, works: Sequence[Work]) -> list[MicroResult]:
+        """Up to ``width`` micro-batches, in order."""
+        return [self.run_one(work) for work in works]
+
+    def check(self, rows: Sequence[Row], picture: int) -> None:
+        """Looks whether rows can be computed, before any rank begins with them.
+
+        Args:
+            rows: of a micro-batch.
+            picture: tokens of a picture.
+
+        Raises:
+            RequestRefused: rows that are too long.
+        """
+        self._packing.pack(rows, picture)
+
     def score(
         self, crossed: NDArray[np.uint8] | NDArray[np.float16], levels: int, rows: Sequence[Row]
     ) -> MicroResult:
@@ -153,6 +188,11 @@ class ServerSide:
     def forget(self) -> None:
         """Drops the gradients of a micro-batch that nothing is to learn from."""
         self._model.zero_grad(set_to_none=True)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What learns, in a fixed order."""
+        return self._optimizer.parameters
 
     def squared_norm(self, answer_tokens: int) -> float:
         """Ends the sums over the step's micro-batches and returns their squared norm."""

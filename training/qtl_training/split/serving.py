@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qtl_core.crossing import GRADIENT, OUTPUTS, TEXTS, VALUES, WEIGHTS, Crossed, Row, read_texts
-from qtl_core.errors import InputError, MalformedMessage, ProtocolError, RequestRefused
+from qtl_core.errors import InputError, MalformedMessage, ProtocolError, RecipeError, RequestRefused
 from qtl_core.gradients import decode
 from qtl_core.known import Known
 from qtl_core.messages import (
@@ -54,7 +54,9 @@ from qtl_training.split.gradients import GradientCoder
 from qtl_training.split.outputs import crossed_outputs
 from qtl_training.split.partition import client_tensors, server_tensors, take
 from qtl_training.split.private import HEAD, PrivateServerSide, head_of, put_head, scored_tokens
-from qtl_training.split.server_side import MicroResult, ServerSide
+from qtl_training.split.ranks import Ranks
+from qtl_training.split.server_side import MicroResult, ServerSide, Work
+from qtl_training.split.spread import SpreadSide
 from qtl_training.split.stages import stages_of
 
 _log = logging.getLogger(__name__)
@@ -90,6 +92,7 @@ class Serving:
         log: told of every finished step.
         side: makes the server partition of a stage.
         device: where to compute: "cpu" or "cuda".
+        ranks: the process group, where there is one; this process is its rank 0.
 
     Attributes:
         crossing: how what crosses is coded.
@@ -110,11 +113,18 @@ class Serving:
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[dict[str, float]], None] | None = None,
         device: str = "cpu",
+        ranks: Ranks | None = None,
         side: SideOf | None = None,
     ) -> None:
         self.recipe, self.stages = recipe, stages_of(recipe)
+        if ranks is not None and any(stage.private for stage in self.stages):
+            raise RecipeError(
+                f"recipe {recipe.name!r} keeps labels private, which several ranks cannot do yet: start "
+                "qtl-train serve without torchrun"
+            )
         self._run = RunFolder(folder, recipe)
-        self._clock, self._log, self._device, self._new_side = clock, log, device, side or _side_of
+        self._clock, self._log, self._device = clock, log, device
+        self._ranks, self._new_side = ranks, side or _side_of
         snapshot = begun(self._run, recipe)
         self._checkpoint = snapshot.checkpoint
         self.crossing = crossing_of(recipe, snapshot.checkpoint)
@@ -204,7 +214,11 @@ class Serving:
         self._checkpoint.model.train()
         self._known = Known(self.crossing, settings.picture_cache)
         seed = stage_seed(self.recipe, stage)
-        self._side = self._new_side(self._checkpoint, settings, seed, self._device)
+        self._side = (
+            self._new_side(self._checkpoint, settings, seed, self._device)
+            if self._ranks is None
+            else SpreadSide(self._ranks, self._checkpoint, self.recipe, stage)
+        )
         self._coder = GradientCoder(stage_seed(self.recipe, stage), settings.grad_bits)
         self._side.load({k.removeprefix("server."): v for k, v in state.items() if k.startswith("server.")})
         self._coder.load(dict(state))
@@ -223,16 +237,34 @@ class Serving:
         # Checked before it takes its place: what is refused leaves no trace, and keeps nothing else out.
         crossed, rows = self._checked(micro, payloads, settings)
         self._waiting[micro.micro] = (micro, crossed, rows)
-        replies = []
-        while self._next in self._waiting:
-            waiting, crossed, rows = self._waiting.pop(self._next)
+        replies: list[Reply] = []
+        while group := self._group(settings):
+            works = [Work(one, sent.levels, rows, (sent.step, sent.micro)) for sent, one, rows in group]
+            private = self._side if isinstance(self._side, PrivateServerSide) else None
             try:
-                replies.append(self._keep(waiting.id, self._computed(waiting, crossed, rows)))
-            except (RequestRefused, ProtocolError) as error:
-                replies.append(self._refused(waiting.id, error))
-                break
-            self._next += 1
+                results = [] if private is not None else self._side.run_many(works)
+            except RequestRefused as error:
+                del self._waiting[self._next]
+                return [*replies, self._refused(group[0][0].id, error)]
+            for place, (sent, crossed, rows) in enumerate(group):
+                del self._waiting[sent.micro]
+                try:
+                    reply = (
+                        self._computed(sent, results[place])
+                        if private is None
+                        else self._outputs(private, sent, crossed, rows, settings)
+                    )
+                except (RequestRefused, ProtocolError) as error:
+                    return [*replies, self._refused(sent.id, error)]
+                replies.append(self._keep(sent.id, reply))
+                self._next += 1
         return replies
+
+    def _group(self, settings: SplitStage) -> list[tuple[Micro, Crossed, tuple[Row, ...]]]:
+        """The micro-batches that come next and are computed side by side, once all of them are there."""
+        last = min(self._next + self._side.width, settings.micro_batches)
+        due = range(self._next, last)
+        return [self._waiting[number] for number in due] if all(n in self._waiting for n in due) else []
 
     def _checked(
         self, micro: Micro, payloads: Mapping[str, bytes], settings: SplitStage
@@ -244,13 +276,12 @@ class Serving:
             raise RequestRefused("order", f"step {micro.step} has {levels} levels, not {micro.levels}")
         rows = read_texts(payloads[TEXTS], settings.most_pictures, private=settings.private)
         pictures = pictures_of(rows, settings)
+        if self._side.width > 1:
+            self._side.check(rows, self.crossing.shape(0)[0])
         frame, data = by_name(micro)[VALUES], payloads[VALUES]
         return self._known.read(micro.micro, frame, data, micro.levels, pictures), rows
 
-    def _computed(self, micro: Micro, crossed: Crossed, rows: tuple[Row, ...]) -> Reply:
-        if isinstance(self._side, PrivateServerSide):
-            return self._outputs(self._side, micro, crossed, rows, self._settings(micro.step))
-        result = self._side.run(crossed, micro.levels, rows, (micro.step, micro.micro))
+    def _computed(self, micro: Micro, result: MicroResult) -> Reply:
         if not math.isfinite(result.loss):
             raise self._diverged(micro.step, f"the loss is {result.loss}")
         reply = self._grads(micro, result)
@@ -378,6 +409,8 @@ class Serving:
             self.finished = True
         elif self._settings(0).fit_quantizer and not self._next:
             take(data, server_tensors(self._checkpoint.model))
+            if self._ranks is not None:
+                self._enter(self._now.stage, 0, {})  # the other ranks need them too
             self._fitted = True
         else:
             raise RequestRefused("order", "no weights are due: the run is neither at its end nor at a fit")
