@@ -17,7 +17,7 @@ from edge_runtime.training.partition import ClientRun, StageSide
 from edge_runtime.training.requests import NewServer, Requests
 from edge_runtime.transport import Transport
 from qtl_core import __version__
-from qtl_core.crossing import GRADIENT, WEIGHTS, texts_up
+from qtl_core.crossing import GRADIENT, WEIGHTS, MicroBatch, texts_up
 from qtl_core.errors import HandshakeRefused, InputError
 from qtl_core.gradients import decode
 from qtl_core.keys import KeyPair
@@ -134,6 +134,7 @@ class TrainingClient:
         self._requests = Requests(self._session, limits, comeback=link.comeback)
         self._traffic = Traffic()
         self._known = Known(run.crossing, 0)
+        self._ahead: tuple[int, Sequence[MicroBatch]] = -1, ()
 
     def train(self) -> Done:
         """Trains to the end of the run, through whatever happens to the connection or the server.
@@ -195,6 +196,7 @@ class TrainingClient:
             stage = run.stages[number]
             side = run.enter(number)
             self._known = Known(run.crossing, stage.picture_cache)
+            self._ahead = -1, ()
             steps = stage.stop or stage.steps
             self._watch.stage(number, steps, first)
             for step in range(first, steps):
@@ -219,7 +221,11 @@ class TrainingClient:
         tokens = sum(one.tokens for one in grads)
         own = side.squared_norm(tokens)
         norm = Norm(self._requests.next_id(), step, own)
-        total, _ = self._requests.reply(self._requests.send(norm), Total)
+        about, stage = self._requests.send(norm), self._run.stages[number]
+        if step + 1 < (stage.stop or stage.steps):
+            # While the server takes the step: what the next one is about does not depend on it.
+            self._ahead = step + 1, side.micro_batches(step + 1)
+        total, _ = self._requests.reply(about, Total)
         side.apply(step, total.squared)
         self._known.commit()
         turns = sum(one.turns for one in grads)
@@ -235,7 +241,8 @@ class TrainingClient:
         gradients in order.
         """
         sent = []
-        for index, micro in enumerate(side.micro_batches(step)):
+        prepared, batches = self._ahead
+        for index, micro in enumerate(batches if prepared == step else side.micro_batches(step)):
             crossed = side.forward(index, micro.pictures, levels)
             if not levels and not np.isfinite(crossed).all():
                 raise InputError(
