@@ -148,6 +148,7 @@ class TrainingClient:
         self._requests = Requests(self._session, limits, comeback=link.comeback)
         self._traffic = Traffic()
         self._known = Known(run.crossing, 0)
+        self._ahead: tuple[int, Sequence[MicroBatch]] = -1, ()
 
     def train(self) -> Done:
         """Trains to the end of the run, through whatever happens to the connection or the server.
@@ -212,6 +213,7 @@ class TrainingClient:
                 self._hand_over(side.fit())
             self._known = Known(run.crossing, stage.picture_cache)
             held_out = self._evaluation(side)
+            self._ahead = -1, ()
             steps = stage.stop or stage.steps
             self._watch.stage(number, steps, first)
             for step in range(first, steps):
@@ -251,7 +253,11 @@ class TrainingClient:
         if side.labels is not None:
             own += side.labels.squared_norm(tokens)
         norm = Norm(self._requests.next_id(), step, own)
-        total, _ = self._requests.reply(self._requests.send(norm), Total)
+        about, stage = self._requests.send(norm), self._run.stages[number]
+        if step + 1 < (stage.stop or stage.steps):
+            # While the server takes the step: what the next one is about does not depend on it.
+            self._ahead = step + 1, side.micro_batches(step + 1)
+        total, _ = self._requests.reply(about, Total)
         side.apply(step, total.squared)
         self._known.commit()
         if side.labels is not None:
@@ -271,7 +277,8 @@ class TrainingClient:
         gradients in order.
         """
         sent, labels, judged = [], side.labels, []
-        micro_batches = side.micro_batches(step)
+        prepared, ahead = self._ahead
+        micro_batches = ahead if prepared == step else side.micro_batches(step)
         for index, micro in enumerate(micro_batches):
             crossed = side.forward(index, micro.pictures, levels)
             if not levels and not np.isfinite(crossed).all():
