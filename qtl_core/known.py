@@ -56,7 +56,7 @@ class Known:
             crossed: uint8 codes [pictures, tokens, code_dim], or float16 features.
             levels: L; 0 for features, which are not kept.
         """
-        if not levels or not self._room:
+        if not levels or not self._room or not pictures:
             return self._crossing.up(crossed, levels)
         codes = crossed.astype(np.uint8)
         modes, share = self._modes(pictures, codes, levels)

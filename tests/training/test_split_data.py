@@ -20,12 +20,13 @@ from qtl_core.crossing import TEXTS, VALUES, Row, texts_up
 from qtl_core.errors import InputError, RecipeError, SampleError
 from qtl_core.messages import Begin, Error, Grads, Micro, Point, Start
 from qtl_core.nn.checkpoint import load_checkpoint
-from qtl_core.split_stage import ConversationData, Optimizer, SplitStage
+from qtl_core.split_stage import ConversationData, Optimizer, SplitStage, levels_of
 from qtl_core.wire import frame_codes
 from qtl_training.digits import questions as q
 from qtl_training.digits.cli import scenes as scenes_command
 from qtl_training.digits.conversations import FILE, PICTURES, write_parts
 from qtl_training.digits.scenes import render, sample
+from qtl_training.local import stage_seed
 from qtl_training.recipe import Recipe, override
 from qtl_training.split.agreement import fingerprint
 from qtl_training.split.data import left_out, record_of, stage_data
@@ -257,9 +258,10 @@ def serving(data: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def micro(serving: Serving, about: int, rows: Sequence[Row], pictures: int, number: int) -> Any:
-    crossed = np.zeros((pictures, *serving.crossing.shape(4)), np.uint8)
-    values, texts = serving.crossing.up(crossed, 4), texts_up(rows)
-    message = Micro(about, (values[0], texts[0]), 0, number, 4)
+    levels = levels_of(serving.stages[0], stage_seed(serving.recipe, 0), 0)
+    crossed = np.zeros((pictures, *serving.crossing.shape(levels)), np.uint8 if levels else np.float16)
+    values, texts = serving.crossing.up(crossed, levels), texts_up(rows)
+    message = Micro(about, (values[0], texts[0]), 0, number, levels)
     (reply,) = serving.hear(message, {VALUES: values[1], TEXTS: texts[1]})
     return reply
 
