@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import zmq
 
+from benchmarks.link import Link
 from qtl_core import sockets
 from qtl_core.messages import Weights
 from qtl_core.wire import frame_codes, join
-from tests.training.link import Link, Shuffler
+from tests.training.shuffler import Shuffler
 from tests.training.test_split_run import Run, train_in_a_process, weights, write
 
 
