@@ -13,6 +13,7 @@ from qtl_core.exits import run
 from qtl_core.wire import MAX_MULTIPLE
 from qtl_training.audit.settings import ATTACKS, BITS, FULL, PADS, QUICK, AuditSettings
 from qtl_training.extras import need_train
+from qtl_training.training_audits.cli import labels as labels_command
 
 _WORK = "build/audit"
 
@@ -28,7 +29,36 @@ Exit codes: 2 wrong command line, 3 input, 4 checkpoint, 8 missing extra, 9 this
 """
 
 
-@click.command(epilog=_EXAMPLE)
+_GROUP_EXAMPLE = """\
+\b
+Examples:
+  qtl-audit --quick
+  qtl-audit labels --quick
+
+\b
+Exit codes: 2 wrong command line, 3 input, 4 checkpoint, 8 missing extra, 9 this machine.
+"""
+
+
+class _Audits(click.Group):
+    """A group whose first command needs no name: `qtl-audit --quick` is `qtl-audit wire --quick`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*self.commands, "--help", "--version"):
+            args = ["wire", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Audits, epilog=_GROUP_EXAMPLE)
+@click.version_option(__version__, prog_name="qtl-audit")
+def cli() -> None:
+    """Attack what crosses the wire, and say what is not hidden and from whom.
+
+    Without a command's name it is `wire`.
+    """
+
+
+@cli.command(epilog=_EXAMPLE)
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--attack",
@@ -89,8 +119,7 @@ Exit codes: 2 wrong command line, 3 input, 4 checkpoint, 8 missing extra, 9 this
     help=f"Finished pieces are kept here; a killed audit goes on from them.  [default: {_WORK}]",
 )
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads to compute with.")
-@click.version_option(__version__, prog_name="qtl-audit")
-def cli(
+def wire(
     checkpoint: Path | None,
     attacks: tuple[str, ...],
     bits: tuple[str, ...],
@@ -105,7 +134,7 @@ def cli(
     work: Path | None,
     threads: int | None,
 ) -> None:
-    """Attack what crosses the wire, and say what is not hidden and from whom.
+    """What codes and messages tell: pictures from codes, questions from codes, pictures from lengths.
 
     Every representation is attacked with the same scenes, steps and seeds, and 16-bit features always
     are: an attacker that gets nothing out of those proves nothing about the others.
@@ -142,6 +171,9 @@ def cli(
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     click.echo("\n".join(found["summary"]))
+
+
+cli.add_command(labels_command)
 
 
 def main() -> None:

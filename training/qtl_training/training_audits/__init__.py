@@ -1,0 +1,1 @@
+"""Audits of what leaks while a model is trained across the cut."""
