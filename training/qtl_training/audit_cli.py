@@ -13,6 +13,7 @@ from qtl_core.exits import run
 from qtl_core.wire import MAX_MULTIPLE
 from qtl_training.audit.settings import ATTACKS, BITS, FULL, PADS, QUICK, AuditSettings
 from qtl_training.extras import need_train
+from qtl_training.training_audits.cli import hijack as hijack_command
 from qtl_training.training_audits.cli import labels as labels_command
 
 _WORK = "build/audit"
@@ -173,6 +174,7 @@ def wire(
     click.echo("\n".join(found["summary"]))
 
 
+cli.add_command(hijack_command)
 cli.add_command(labels_command)
 
 

@@ -100,6 +100,10 @@ class ServerSide:
         hidden, _ = model.decoder(embeddings, packed.allowed, packed.positions)
         return values, packed, hidden
 
+    def forget(self) -> None:
+        """Drops the gradients of a micro-batch that nothing is to learn from."""
+        self._model.zero_grad(set_to_none=True)
+
     def squared_norm(self, answer_tokens: int) -> float:
         """Ends the sums over the step's micro-batches and returns their squared norm."""
         with torch.no_grad():
