@@ -23,11 +23,13 @@ from qtl_training.digits.questions import TYPES
 from qtl_training.features import tower_features
 from qtl_training.packing import Turn, Vocabulary, embed, pack
 from qtl_training.recipe import read_recipe
+from qtl_training.run_folder import write
 from qtl_training.split.client_side import ClientSide
-from qtl_training.split.private import HeldLabels, PrivateServerSide, head_of, scored_tokens
+from qtl_training.split.private import HeldLabels, PrivateServerSide, head_of, put_head, scored_tokens, untie
 from qtl_training.split.samples import DigitSamples
 from qtl_training.split.serving import Serving
 from qtl_training.stages.split import SplitTraining
+from tests.nn.test_server_partition import AT_4_LEVELS, half
 from tests.training.test_split_run import RECIPE, running, train_in_a_process, weights
 
 SHORT = tuple(kind for kind in TYPES if kind != "locate")
@@ -207,6 +209,21 @@ def test_a_head_that_stays_home_after_kills(tmp_path: Path, source_env: dict[str
     assert torch.equal(states[0][head], states[2][head])
     assert not torch.equal(states[0][head], states[1][head])
     assert server.model.decoder.language_model.config.tie_word_embeddings is False
+
+
+def test_the_head_goes_to_the_exported_server_half(tmp_path: Path, tiny_folder: Path) -> None:
+    checkpoint = load_checkpoint(tiny_folder)
+    tokens = [3, 5, 8]
+    untie(checkpoint)
+    trained = np.random.default_rng(2).standard_normal((3, 16)).astype(np.float32)
+    put_head(checkpoint, tokens, trained)
+    write(tmp_path / "checkpoint", checkpoint)
+    part = half(tmp_path / "server", load_checkpoint(tmp_path / "checkpoint"), AT_4_LEVELS)
+    hidden = torch.randn(2, 16)
+    scores = part.decoder.logits(hidden)[:, tokens]
+    torch.testing.assert_close(scores, hidden @ torch.from_numpy(trained).T)
+    embedded = part.decoder.embed(torch.tensor(tokens))
+    torch.testing.assert_close(embedded, checkpoint.model.decoder.embed(torch.tensor(tokens)))
 
 
 def test_what_the_server_hears(tmp_path: Path) -> None:
