@@ -268,6 +268,15 @@ def test_what_the_server_hears(tmp_path: Path) -> None:
     assert judge(14, 2, good) == [third]  # sent again: told again, and not taken twice
     ((total, _),) = serving.hear(Norm(15, 0, 1.0), {})
     assert isinstance(total, Total)
+    # Numbers that only overflow on their way back: nothing is learnt from them, and BEGIN goes on.
+    for number in range(3):
+        texts, text_data = texts_up(questions_of(rows))
+        serving.hear(Micro(20 + number, (values, texts), 1, number, 4), {VALUES: data, TEXTS: text_data})
+    huge = np.full((8, len(ANSWERS)), 3e38, "<f4").tobytes()
+    ((told, _),) = serving.hear(Judge(30, (frame_codes(GRADIENT, huge),), 1, 0), {GRADIENT: huge})
+    assert isinstance(told, Error) and told.code == "diverged" and "nothing was learnt" in told.message
+    ((start, _),) = serving.hear(Begin(31, (Point(0, 1),)), {})
+    assert isinstance(start, Start) and start.point == Point(0, 1)
 
 
 def test_answers_do_not_cross() -> None:

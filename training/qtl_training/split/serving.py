@@ -274,6 +274,8 @@ class Serving:
                     raise MalformedMessage(f"JUDGE has the frame g, this one {sorted(data)}")
                 shape = side.shape(waiting.micro)
                 gradient = side.backward(waiting.micro, decode(data[GRADIENT], settings.grad_bits, shape))
+                if not np.isfinite(gradient).all():
+                    raise self._too_large(waiting.step)
                 # Loss and right answers are the client's to know.
                 result = MicroResult(0.0, shape[0], 0, shape[0], gradient)
                 replies.append(self._keep(waiting.id, self._grads(waiting, result)))
@@ -282,6 +284,13 @@ class Serving:
                 break
             self._done += 1
         return replies
+
+    def _too_large(self, step: int) -> RequestRefused:
+        return RequestRefused(
+            "diverged",
+            f"the gradients of stage {self._now.stage}, step {step} leave what numbers can hold: nothing "
+            f"was learnt from it; the last good snapshot is of step {self._run.points()[-1][1]}",
+        )
 
     def _step(self, norm: Norm) -> Reply:
         settings = self._settings(norm.step)
@@ -294,6 +303,8 @@ class Serving:
                 "diverged", f"the client's gradients of step {norm.step} have the squared norm {norm.squared}"
             )
         squared = norm.squared + self._side.squared_norm(self._sums.tokens)
+        if not math.isfinite(squared):
+            raise self._too_large(norm.step)
         self._side.apply(norm.step, squared)
         if self._log is not None:
             told = {"stage": self._now.stage, "step": norm.step, "norm": math.sqrt(squared)}
