@@ -194,10 +194,6 @@ class ServerSide:
         """What learns, in a fixed order."""
         return self._optimizer.parameters
 
-    def forget(self) -> None:
-        """Drops the gradients of a micro-batch that nothing is to learn from."""
-        self._model.zero_grad(set_to_none=True)
-
     def squared_norm(self, answer_tokens: int) -> float:
         """Ends the sums over the step's micro-batches and returns their squared norm."""
         with torch.no_grad():
