@@ -53,7 +53,6 @@ micro_batches = 3
 pictures = 4
 questions = 2
 levels = [4, 0, 3]
-fit_quantizer = true
 grad_bits = {bits}
 train = ["connector", "vision_quantizer"]
 optimizer = {{ lr = 1e-3 }}
@@ -75,9 +74,11 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("model.safetensors", "qtl.safetensors")}
 
 
-def write(folder: Path, *, steps: int = 4, bits: int = 32, every: float = 0.0) -> Path:
+def write(folder: Path, *, steps: int = 4, bits: int = 32, every: float = 0.0, fit: bool = False) -> Path:
     file = folder / "split.toml"
-    file.write_text(RECIPE.format(steps=steps, bits=bits, every=every))
+    text = RECIPE.format(steps=steps, bits=bits, every=every)
+    begin = "levels = [4, 0, 3]"
+    file.write_text(text.replace(begin, f"{begin}\nfit_quantizer = true") if fit else text)
     return file
 
 
@@ -148,7 +149,7 @@ def running(recipe: Path, folder: Path, env: dict[str, str]) -> Iterator[Run]:
 
 @pytest.mark.parametrize("bits", [32, 4])
 def test_the_weights_are_those_of_one_process(tmp_path: Path, source_env: dict[str, str], bits: int) -> None:
-    recipe = write(tmp_path, bits=bits)
+    recipe = write(tmp_path, bits=bits, fit=bits == 4)
     local = train_in_a_process(recipe, tmp_path / "local", source_env)
     with running(recipe, tmp_path, source_env) as run:
         run.start("serve")
@@ -172,7 +173,7 @@ def train_in_a_process(recipe: Path, run: Path, env: dict[str, str]) -> Path:
 
 
 def kills(tmp_path: Path, env: dict[str, str], moments: list[tuple[str, int]], steps: int) -> None:
-    recipe = write(tmp_path, steps=steps, bits=4)
+    recipe = write(tmp_path, steps=steps, bits=4, fit=True)
     local = train_in_a_process(recipe, tmp_path / "local", env)
     with running(recipe, tmp_path, env) as run:
         run.start("serve")
