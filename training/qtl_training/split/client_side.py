@@ -57,7 +57,8 @@ class ClientSide:
             return half
         quantizer = self._model.vision_quantizer
         # Of a frozen partition the running statistics are frozen too: a picture keeps its codes.
-        quantizer.train(bool(self._optimizer.parameters))
+        if not self._optimizer.parameters:
+            quantizer.eval()
         scaled = quantizer.scale(quantizer.project(at_cut), levels)
         codes = quantizer.to_codes(scaled, levels)
         loss = COMMITMENT_WEIGHT * distortion(scaled, quantizer.values(codes, levels))
