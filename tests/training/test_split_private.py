@@ -227,7 +227,9 @@ def test_the_head_goes_to_the_exported_server_half(tmp_path: Path, tiny_folder: 
 
 
 def test_what_the_server_hears(tmp_path: Path) -> None:
-    recipe = read_recipe(private(tmp_path))
+    file = private(tmp_path)
+    file.write_text(file.read_text().replace("levels = [4, 0]", "levels = [4]"))
+    recipe = read_recipe(file)
     serving = Serving(recipe, tmp_path / "run")
     ((start, _),) = serving.hear(Begin(1, (Point(0, 0),)), {})
     assert isinstance(start, Start)
