@@ -230,6 +230,12 @@ def test_what_it_says_is_what_the_server_wants(both: tuple[Path, Path, Path], ch
     ("change", "says"),
     [
         ({"data": ""}, "stage 1 trains on digit scenes, which a device cannot draw"),
+        ({"data": f"fit_quantizer = true\n{DATA}"}, "needs PyTorch where the pictures are"),
+        (
+            {"data": f"labels = 'private'\n{DATA}"},
+            "keeps labels private, which a client without PyTorch cannot",
+        ),
+        ({"data": f"train = ['decoder']\n{DATA}"}, "trains nothing on the client"),
         ({"start": ""}, "starts from no checkpoint"),
         ({"levels": ""}, "levels is empty"),
         ({"levels": '"four"'}, 'whose stages are all kind = "split"'),

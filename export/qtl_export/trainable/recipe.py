@@ -74,6 +74,11 @@ def read_split_recipe(file: Path) -> SplitRecipe:
     for number, stage in enumerate(recipe.stages, 1):
         if stage.fit_quantizer:
             raise RecipeError(f"recipe {file}, stage {number}: {NO_FIT}")
+        if not {"connector", "vision_quantizer"} & set(stage.train):
+            raise RecipeError(
+                f"recipe {file}, stage {number} trains nothing on the client, and graphs of a client without "
+                "PyTorch always move the quantizer's statistics: train that stage with qtl-train client"
+            )
         if stage.private:
             raise RecipeError(
                 f"recipe {file}, stage {number} keeps labels private, which a client without PyTorch cannot "
