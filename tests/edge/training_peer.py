@@ -12,6 +12,7 @@ from edge_runtime.transport import Event, FakeClock, FakeTransport, Received
 from qtl_core import gradients, tensor_file
 from qtl_core import messages as m
 from qtl_core.crossing import GRADIENT, TEXTS, VALUES, WEIGHTS, read_texts
+from qtl_core.known import Known
 from qtl_core.wire import by_name, frame_codes, join, split
 from tests.edge import trainable
 
@@ -38,7 +39,7 @@ class TrainingPeer:
         self, run: DeviceRun, *, kill: int = -1, spoil: Callable[[bytes], bytes] = lambda data: data
     ) -> None:
         self._run, self._kill, self._spoil = run, kill, spoil
-        self._now = m.Point(0, 0)
+        self._now, self._known = m.Point(0, 0), self._nothing_known()
         self.points = [(0, 0)]
         self.weights: dict[str, object] = {}
         self.pictures = 0
@@ -57,6 +58,7 @@ class TrainingPeer:
             assert message.fingerprint == self._run.fingerprint and m.CAN_TRAIN in message.capabilities
             return m.Welcome(m.PROTOCOL, b"training", limits, 8, "peer", False, (m.CAN_TRAIN,)), []
         if isinstance(message, m.Begin):
+            self._known = self._nothing_known()
             self._now = m.Point(*max({(one.stage, one.step) for one in message.holds} & set(self.points)))
             return m.Start(message.id, self._now), []
         if isinstance(message, m.Micro):
@@ -72,7 +74,8 @@ class TrainingPeer:
         assert (micro.step, self._now.stage) == (self._now.step, 0)
         rows = read_texts(payloads[TEXTS], 64)
         pictures = len({place for row in rows for place in row.pictures})
-        crossed = self._run.crossing.read(by_name(micro)[VALUES], payloads[VALUES], micro.levels, pictures)
+        frame, values = by_name(micro)[VALUES], payloads[VALUES]
+        crossed = self._known.read(micro.micro, frame, values, micro.levels, pictures)
         self.pictures += pictures
         found = trainable.gradient(micro.step, micro.micro, crossed.shape)
         random = np.random.default_rng([micro.step, micro.micro])
@@ -82,10 +85,14 @@ class TrainingPeer:
         frames = (frame_codes(GRADIENT, data),)
         return m.Grads(micro.id, frames, 1.0, 2 * turns, turns, turns), [data]
 
+    def _nothing_known(self) -> Known:
+        return Known(self._run.crossing, self._run.stages[0].picture_cache)
+
     def _total(self, norm: m.Norm) -> m.Total:
         assert np.isfinite(norm.squared)
         if norm.step == self._kill:
             raise Killed
+        self._known.commit()
         last = norm.step + 1 == (self._run.stages[0].stop or self._run.stages[0].steps)
         self._now = m.Point(1, 0) if last else m.Point(0, norm.step + 1)
         self.points = [*self.points, (self._now.stage, self._now.step)][-2:]
