@@ -52,10 +52,11 @@ def changed(recipe: Recipe, name: str, **settings: Any) -> Recipe:
     return msgspec.structs.replace(recipe, name=name, stages=stages, log_every=1)
 
 
-def shortened(recipe: Recipe, share: float) -> Recipe:
-    """The recipe with so many of its steps."""
+def shortened(recipe: Recipe, share: float, scenes: int) -> Recipe:
+    """The recipe with so many of its steps and scenes."""
     stages = tuple(
-        msgspec.structs.replace(stage, steps=max(2, round(share * stage.steps))) for stage in recipe.stages
+        msgspec.structs.replace(stage, steps=max(2, round(share * stage.steps)), scenes=scenes)
+        for stage in stages_of(recipe)
     )
     return msgspec.structs.replace(recipe, stages=stages)
 
