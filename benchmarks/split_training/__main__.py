@@ -6,8 +6,8 @@ trains the recipe in one process at 16 bits and at 2, and across the cut in two 
 steps over the wire of the paper's published code; and measures a step at the paper's geometry over a slow
 link, with features computed before and a stand-in for the language model. A sample is a picture with its
 questions.
-``--quick`` takes a tenth of the steps and an eighth of the scenes; ``--table`` runs it across the cut at every
-``grad_bits``.
+``--quick`` takes a tenth of the steps and an eighth of the scenes; ``--table`` runs it across the cut at
+every ``grad_bits``.
 """
 
 from __future__ import annotations
