@@ -34,11 +34,10 @@ class Adapters:
         from peft import LoraConfig, inject_adapter_in_model
 
         self._decoder = decoder
+        # Any number will do for alpha; peft's annotation says whole ones.
+        scaled: dict[str, Any] = {"lora_alpha": lora.alpha}
         config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=_targets(decoder, lora),
+            r=lora.rank, lora_dropout=lora.dropout, target_modules=_targets(decoder, lora), **scaled
         )
         # A seed of its own: what was drawn before differs between one process and two.
         with torch.random.fork_rng(devices=[]):
