@@ -94,8 +94,8 @@ def decode(data: bytes, bits: int, shape: tuple[int, ...]) -> Floats:
         found = np.frombuffer(_sized(data, 0, bits), np.float32).copy()
     elif bits == 16:
         _sized(data, 1 + 2 * count, bits)
-        halves = np.frombuffer(data, "<f2", offset=1).astype(np.float32)
-        with np.errstate(all="ignore"):  # what damaged data overflows to is refused below
+        with np.errstate(all="ignore"):  # what damaged data overflows to, or signals, is refused below
+            halves = np.frombuffer(data, "<f2", offset=1).astype(np.float32)
             found = np.ldexp(halves, int.from_bytes(data[:1], "big", signed=True))
     else:
         found = _of_levels(data, bits, count)
