@@ -125,6 +125,24 @@ def test_a_lost_client_is_waited_for_at_the_end() -> None:
     assert not front.server._needed()
 
 
+def test_a_goodbye_counts_although_its_connection_is_gone() -> None:
+    front = Front()
+    front.says(b"a", hello(), link=4)
+    front.run.finished = True
+    front.listener.gone.append(4)
+    assert front.says(b"a", Bye(), link=4) is None
+    assert not front.server._needed()
+
+
+def test_a_goodbye_of_one_who_is_gone_does_not_send_the_next_away() -> None:
+    front = Front()
+    front.says(b"a", hello(), link=4)
+    front.listener.gone.append(4)
+    front.says(b"b", hello(), link=5)
+    assert front.says(b"a", Bye(), link=4).code == "no_session"
+    assert front.says(b"c", hello(), link=6).reason == "full"
+
+
 class Waiting:
     """As much of a run as a client needs to ask for a place."""
 

@@ -53,7 +53,7 @@ class TrainingServer:
     ) -> None:
         self._serving, self._fingerprint, self._listener = serving, fingerprint, listener
         self._session = b""
-        self._route = b""
+        self._route = self._gone = b""
         self._link = -1
         self._user = ""
         self._resumed = self._stopped = False
@@ -112,13 +112,14 @@ class TrainingServer:
             return
         if isinstance(message, Hello):
             self._hello(received, message)
+        elif isinstance(message, Bye) and received.route == (self._route or self._gone):
+            # The connection's end may be noticed before what came last on it.
+            self._route, self._link, self._until = b"", -1, 0.0
         elif received.route != self._route:
             self._say(
                 received.route,
                 Error(int(getattr(message, "id", 0)), "no_session", _NO_SESSION),
             )
-        elif isinstance(message, Bye):
-            self._route, self._link, self._until = b"", -1, 0.0
         else:
             for reply, data in self._serving.hear(message, payloads):
                 self._say(self._route, reply, data)
@@ -164,7 +165,7 @@ class TrainingServer:
     def _notice_departures(self) -> None:
         for link in self._listener.departures():
             if link == self._link:
-                self._route, self._link = b"", -1
+                self._gone, self._route, self._link = self._route, b"", -1
                 self._until = self._clock() + _COMEBACK_S
 
     def _say(self, route: bytes, message: Message, data: list[bytes] | None = None) -> None:
