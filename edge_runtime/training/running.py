@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from edge_runtime.training.watching import Bars, following
 from qtl_core.bundle import open_half
 from qtl_core.errors import InputError
 from qtl_core.keys import load_public, load_secret
+from qtl_core.snapshots import held
 from qtl_core.trainable import read_training
 
 _NAMED = 10
@@ -81,8 +81,6 @@ def train(config: TrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
         say(f"{config.data}: left out {len(data.bad)} samples")
         for one in data.bad[:_NAMED]:
             say(f"  {one.why}")
-    if config.fresh:
-        shutil.rmtree(folder, ignore_errors=True)
     link = Link(
         server=edge.server,
         keys=None if edge.key is None else load_secret(edge.key),
@@ -90,9 +88,10 @@ def train(config: TrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
         timeout=edge.timeout,
         comeback=config.comeback,
     )
-    run = DeviceRun(half, folder, data, memory=config.cache_mib << 20, threads=edge.threads)
-    with closing(Bars(run.name, len(run.stages))) as bars:
-        done = TrainingClient(run, link, watch=bars).train()
+    with held(folder, fresh=config.fresh):
+        run = DeviceRun(half, folder, data, memory=config.cache_mib << 20, threads=edge.threads)
+        with closing(Bars(run.name, len(run.stages))) as bars:
+            done = TrainingClient(run, link, watch=bars).train()
     pictures = max(done.pictures, 1)
     return {
         "tensors": str(done.folder),
