@@ -179,9 +179,10 @@ class Session:
             left = deadline - self.clock()
             if left <= 0:
                 hint = f" ({self._transport.hint})" if self._transport.hint else ""
+                wanted = "qtl-train serve" if m.CAN_TRAIN in self._hello.capabilities else "qtl-server"
                 raise ServerUnavailable(
                     f"no server at {self.endpoint} within {seconds:g} s{hint}; "
-                    "start qtl-server there, or give its address with --server"
+                    f"start {wanted} there, or give its address with --server"
                 )
             event = self._transport.receive(left)
             if isinstance(event, Up | Down | Failed):

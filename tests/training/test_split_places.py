@@ -9,7 +9,7 @@ import pytest
 
 from edge_runtime.training.client import Link, TrainingClient
 from edge_runtime.transport import FakeClock, FakeTransport, Received, Up
-from qtl_core.errors import HandshakeRefused
+from qtl_core.errors import HandshakeRefused, ServerUnavailable
 from qtl_core.messages import CAN_TRAIN, PROTOCOL, Bye, Hello, Limits, Message, Ping, Reject, decode_header
 from qtl_core.wire import join
 from qtl_training.split.server import TrainingServer
@@ -170,3 +170,17 @@ def test_a_client_waits_for_a_place() -> None:
     with pytest.raises(HandshakeRefused, match="training here already"):
         client.train()
     assert 4 <= len(asked) <= 7 and transport.closed
+
+
+def test_a_client_without_a_server_is_told_which_one_to_start() -> None:
+    clock = FakeClock()
+    run: Any = Waiting()
+    client = TrainingClient(
+        run,
+        Link(server="tcp://127.0.0.1:1", timeout=2.0),
+        watch=Quiet(),
+        clock=clock,
+        transport=lambda largest: FakeTransport(clock, lambda frames: iter(()), first=[]),
+    )
+    with pytest.raises(ServerUnavailable, match="start qtl-train serve there"):
+        client.train()
