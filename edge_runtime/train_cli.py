@@ -117,15 +117,14 @@ def train(
         cache_mib=cache_mib,
         on_bad_sample=on_bad_sample,
     )
+    from edge_runtime.training.telling import lines
+
     result = train_here(config, lambda text: click.echo(text, err=True))
     if as_json:
         click.echo(json.dumps(result))
         return 0
-    for name, value in result.items():
-        shown = (
-            f"{value:,}" if isinstance(value, int) else f"{value:.1f}" if isinstance(value, float) else value
-        )
-        click.echo(f"{name.replace('_', ' ')}: {shown}")
+    for told in lines(result):
+        click.echo(told)
     click.echo(
         "the server has the whole checkpoint now: export that one (qtl-export CHECKPOINT), and bring its "
         "client half here"

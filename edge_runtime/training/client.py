@@ -93,6 +93,23 @@ class Done:
     last: dict[str, float] = field(default_factory=dict)
     evaluation: list[dict[str, Any]] = field(default_factory=list)
 
+    def summary(self) -> dict[str, Any]:
+        """What the commands print at the end: steps, bytes, seconds, and the last numbers."""
+        pictures = max(self.pictures, 1)
+        return {
+            "steps": self.steps,
+            "pictures": self.pictures,
+            "bytes_up": self.traffic.up,
+            "bytes_down": self.traffic.down,
+            "bytes_up_per_picture": self.traffic.up / pictures,
+            "bytes_down_per_picture": self.traffic.down / pictures,
+            "bytes_of_evaluation": self.evaluating.up + self.evaluating.down,
+            "seconds": self.seconds,
+            "steps_per_s": self.steps / max(self.seconds, 1e-9),
+            "last_step": self.last,
+            "evaluation": self.evaluation,
+        }
+
 
 class Watch(Protocol):
     """Told how a run goes; a progress bar is one."""

@@ -92,15 +92,4 @@ def train(config: TrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
         run = DeviceRun(half, folder, data, memory=config.cache_mib << 20, threads=edge.threads)
         with closing(Bars(run.name, len(run.stages))) as bars:
             done = TrainingClient(run, link, watch=bars).train()
-    pictures = max(done.pictures, 1)
-    return {
-        "tensors": str(done.folder),
-        "steps": done.steps,
-        "pictures": done.pictures,
-        "left_out": len(data.bad),
-        "bytes_up": done.traffic.up,
-        "bytes_down": done.traffic.down,
-        "bytes_up_per_picture": done.traffic.up / pictures,
-        "bytes_down_per_picture": done.traffic.down / pictures,
-        "seconds": done.seconds,
-    }
+    return {"tensors": str(done.folder), "samples_left_out": len(data.bad), **done.summary()}

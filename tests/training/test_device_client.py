@@ -131,7 +131,7 @@ def trained(made: Path, source_env: dict[str, str], tmp_path_factory: pytest.Tem
         run.start("serve")
         run.start("client")
         client, server = run.result("client"), run.result("serve")
-    assert server["finished"] and (client["steps"], client["left_out"]) == (6, 0)
+    assert server["finished"] and (client["steps"], client["samples_left_out"]) == (6, 0)
     assert abs(client["bytes_up"] - server["bytes_up"]) < 100
     return folder
 

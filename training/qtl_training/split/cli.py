@@ -221,15 +221,7 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result))
         return
-    for name, value in result.items():
-        click.echo(f"{name.replace('_', ' ')}: {_shown(value)}")
+    from edge_runtime.training.telling import lines
 
-
-def _shown(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
-    if isinstance(value, list):
-        return "; ".join(map(_shown, value)) or "none"
-    if isinstance(value, float):
-        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    for told in lines(result):
+        click.echo(told)

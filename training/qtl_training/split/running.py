@@ -123,22 +123,7 @@ def client_run(
         with closing(Bars(run.name, len(run.stages), shown=progress)) as bars:
             client = TrainingClient(run, link, watch=bars, parts=parts(recipe), evaluation=run.evaluation)
             done = client.train()
-    pictures = max(done.pictures, 1)
-    return {
-        "checkpoint": str(done.folder),
-        "steps": done.steps,
-        "pictures": done.pictures,
-        "samples_left_out": left_out(folder),
-        "bytes_up": done.traffic.up,
-        "bytes_down": done.traffic.down,
-        "bytes_up_per_picture": done.traffic.up / pictures,
-        "bytes_down_per_picture": done.traffic.down / pictures,
-        "bytes_of_evaluation": done.evaluating.up + done.evaluating.down,
-        "seconds": done.seconds,
-        "steps_per_s": done.steps / max(done.seconds, 1e-9),
-        "last_step": done.last,
-        "evaluation": done.evaluation,
-    }
+    return {"checkpoint": str(done.folder), "samples_left_out": left_out(folder), **done.summary()}
 
 
 @contextmanager
